@@ -1,0 +1,431 @@
+"""What routers, shards and shards among themselves say to each other.
+
+One batch goes to one shard and one reply comes back, the responses in the order of the requests::
+
+    Batch(requests=[Search, Get, CommitOne, …], clock, map_epoch)  →  BatchReply(responses=[…], clock)
+
+A request that fails does so alone: its response is ``Refused(error)``. A read that meets a transaction whose
+decision is still open gets ``Undecided`` and is asked again by its router, after the primary was asked to decide.
+
+Messages are plain values: they pickle (Ray), and hold numpy arrays that are never written to after they were sent.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import msgspec
+import numpy as np
+import numpy.typing as npt
+
+from vecraft_data_model.errors import VecraftError
+from vecraft_data_model.filters import DocumentFilter, Filter
+from vecraft_data_model.schema import CollectionSchema
+
+Float32Array = npt.NDArray[np.float32]
+Expectation = str | int | None
+"""``None`` (anything), ``"absent"``, ``"present"``, or the commit timestamp the record must have."""
+
+CHOOSE_SNAPSHOT = 0
+"""As a read's snapshot: the one shard that is asked reads at its newest settled timestamp (at least ``min_ts``)."""
+
+
+class Message(msgspec.Struct, frozen=True, gc=False):
+    """Base of all messages."""
+
+
+# ---------------------------------------------------------------------------------------------- mutations
+
+
+class Put(Message):
+    """Insert or replace records: one row of ``vectors`` (n, dim) float32 and one payload per id, ids distinct.
+
+    ``payloads`` are encoded by :mod:`vecraft_data_model.payload` and hold id, metadata, document and checksum.
+    """
+
+    collection: str
+    ids: list[str]
+    vectors: Float32Array
+    payloads: list[bytes]
+    expect: Expectation = None
+
+
+class Delete(Message):
+    """Delete records by id; ids that do not exist are passed over."""
+
+    collection: str
+    ids: list[str]
+    expect: Expectation = None
+
+
+class CreateCollection(Message):
+    """Create a collection. ``collection_id`` (hexadecimal) is chosen once by the router, equal on all shards."""
+
+    schema: CollectionSchema
+    collection_id: str
+
+
+class DropCollection(Message):
+    """Drop a collection; its history stays readable until the safe point passes."""
+
+    name: str
+
+
+class AlterCollection(Message):
+    """Change the settings of a collection that may change: ``target_recall``, ``ef`` (None: tuned)."""
+
+    name: str
+    changes: dict[str, Any]
+
+
+class SetAlias(Message):
+    """Let ``alias`` name the collection ``name``."""
+
+    alias: str
+    name: str
+
+
+class DropAlias(Message):
+    """Remove an alias."""
+
+    alias: str
+
+
+Mutation = Put | Delete | CreateCollection | DropCollection | AlterCollection | SetAlias | DropAlias
+DataMutation = Put | Delete
+CatalogMutation = CreateCollection | DropCollection | AlterCollection | SetAlias | DropAlias
+
+
+class Transaction(Message):
+    """The part of a transaction that one shard takes part in.
+
+    Attributes:
+        txn_id: Chosen by the client, once.
+        content_hash: Of the whole transaction over all shards: the same id with other content is refused.
+        snapshot: What it read at; ``None`` for blind writes, which are last-writer-wins.
+        reads: ``(collection, record_id)`` read by id, validated under ``serializable``.
+        want_preimages: Answer with the records that were replaced or deleted.
+    """
+
+    txn_id: str
+    content_hash: bytes
+    mutations: list[Mutation]
+    snapshot: int | None = None
+    reads: list[tuple[str, str]] = []
+    want_preimages: bool = False
+
+
+# ------------------------------------------------------------------------------------------ write requests
+
+
+class CommitOne(Message):
+    """Commit a transaction that lives on this shard alone → ``Committed``."""
+
+    txn: Transaction
+
+
+class Prepare(Message):
+    """First phase → ``Prepared`` (a durable yes), ``Committed``/``Aborted`` (decided before), or ``Refused`` (no)."""
+
+    txn: Transaction
+    primary: int
+    participants: list[int]
+
+
+class Decide(Message):
+    """To the primary: commit at ``commit_ts`` → ``Committed`` once durable, or ``Aborted`` if it decided so before."""
+
+    txn_id: str
+    commit_ts: int
+
+
+class AbortTransaction(Message):
+    """To the primary: somebody voted no → ``Aborted`` once that is durable (or ``Committed`` if too late)."""
+
+    txn_id: str
+
+
+class Resolve(Message):
+    """To the primary, from a participant or reader in doubt → ``Committed``, ``Aborted``, or ``Undecided`` if too early."""
+
+    txn_id: str
+
+
+class Finish(Message):
+    """To the other participants: the decision. ``commit_ts`` 0 means aborted → ``Finished`` after its own fsync."""
+
+    txn_id: str
+    commit_ts: int
+
+
+class Acknowledge(Message):
+    """To the primary: these participants hold the decision durably → ``Done``."""
+
+    txn_id: str
+    shards: list[int]
+
+
+# ------------------------------------------------------------------------------------------- read requests
+
+
+class ReadRequest(Message, kw_only=True):
+    """Base of reads at a snapshot (``CHOOSE_SNAPSHOT`` when only this shard is asked)."""
+
+    snapshot: int = CHOOSE_SNAPSHOT
+    min_ts: int = 0
+
+
+class Get(ReadRequest, kw_only=True):
+    """Records by id → ``RowsReply``, with the missing left out."""
+
+    collection: str
+    ids: list[str]
+    with_vectors: bool = True
+
+
+class Search(ReadRequest, kw_only=True):
+    """k nearest to each row of ``queries`` (q, dim) float32 → ``SearchReply``."""
+
+    collection: str
+    queries: Float32Array
+    k: int
+    where: Filter | None = None
+    where_document: DocumentFilter | None = None
+    ef: int | None = None
+    exact: bool = False
+    max_distance: float | None = None
+    with_payloads: bool = True
+    with_vectors: bool = False
+    explain: bool = False
+
+
+class Scan(ReadRequest, kw_only=True):
+    """Records in ``record_id`` order (by code point) after ``after`` → ``RowsReply`` with at most ``limit`` rows."""
+
+    collection: str
+    after: str | None = None
+    limit: int = 1000
+    where: Filter | None = None
+    where_document: DocumentFilter | None = None
+    with_payloads: bool = True
+    with_vectors: bool = False
+
+
+class Count(ReadRequest, kw_only=True):
+    """→ ``CountReply``."""
+
+    collection: str
+    where: Filter | None = None
+    where_document: DocumentFilter | None = None
+
+
+class ListCollections(ReadRequest, kw_only=True):
+    """→ ``CatalogReply``."""
+
+
+class Describe(ReadRequest, kw_only=True):
+    """→ ``DescribeReply``."""
+
+    collection: str
+
+
+class Barrier(Message):
+    """For strong reads → ``BarrierReply`` with the clock, or ``Undecided`` while ``waiting_for`` is not all decided.
+
+    The first time ``waiting_for`` is None: the shard answers with all that is undecided on arrival; asked again with
+    those ids, it waits for no others.
+    """
+
+    waiting_for: list[str] | None = None
+
+
+# ---------------------------------------------------------------------------------------- service requests
+
+
+class PinSnapshot(Message):
+    """Hold the safe point at or below ``snapshot`` for ``ttl_ms``, renewed by asking again → ``Done``."""
+
+    pin_id: str
+    snapshot: int
+    ttl_ms: int
+
+
+class ReleaseSnapshot(Message):
+    """→ ``Done``."""
+
+    pin_id: str
+
+
+class SetEf(Message):
+    """Set the search depth of a collection, not durable; ``None`` goes back to the default → ``Done``."""
+
+    collection: str
+    ef: int | None
+
+
+class Checkpoint(Message):
+    """Make a checkpoint now; ``compact`` reclaims dead rows first, ``index`` indexes the tail first → ``Done``."""
+
+    compact: bool = False
+    index: bool = False
+
+
+class Status(Message):
+    """→ ``StatusReply``: figures for ``/metrics`` and ``cluster status``; also the health probe."""
+
+
+WriteRequest = CommitOne | Prepare | Decide | AbortTransaction | Resolve | Finish | Acknowledge
+ServiceRequest = PinSnapshot | ReleaseSnapshot | SetEf | Checkpoint | Status
+Request = WriteRequest | ReadRequest | Barrier | ServiceRequest
+
+
+# ----------------------------------------------------------------------------------------------- responses
+
+
+class Rows(Message):
+    """Records, column-wise. ``payloads`` None when not asked for; ``vectors`` (n, dim) float32 likewise."""
+
+    ids: list[str]
+    begin_ts: list[int]
+    payloads: list[bytes] | None
+    vectors: Float32Array | None
+
+
+class Hits(Message):
+    """The answer to one query, nearest first, ties by record id. ``distances`` are float32 values as floats."""
+
+    ids: list[str]
+    distances: list[float]
+    payloads: list[bytes] | None = None
+    vectors: Float32Array | None = None
+
+
+class Committed(Message):
+    """Durable at ``commit_ts``. ``count`` records written or deleted by this shard; ``preimages`` when asked for."""
+
+    commit_ts: int
+    count: int = 0
+    preimages: Rows | None = None
+
+
+class Prepared(Message):
+    """A durable yes: the transaction can commit at any timestamp from ``prepare_ts``."""
+
+    prepare_ts: int
+    count: int = 0
+    preimages: Rows | None = None
+
+
+class Aborted(Message):
+    """Durably aborted: no late message of that transaction can win any more."""
+
+    txn_id: str
+
+
+class Finished(Message):
+    """The decision is durable at this participant."""
+
+    txn_id: str
+
+
+class Done(Message):
+    """A service request or acknowledgement was carried out."""
+
+
+class Undecided(Message):
+    """``(txn_id, primary shard)`` of the transactions that stand in the way; ask again."""
+
+    transactions: list[tuple[str, int]]
+
+
+class Refused(Message, gc=True):
+    """The request failed and left no trace."""
+
+    error: VecraftError
+
+
+class RowsReply(Message):
+    snapshot: int
+    rows: Rows
+    more: bool = False
+
+
+class SearchReply(Message):
+    """``explain``: one dict per reply: plan, estimates and actual counts, when asked for."""
+
+    snapshot: int
+    hits: list[Hits]
+    explain: dict[str, Any] | None = None
+
+
+class CountReply(Message):
+    snapshot: int
+    count: int
+
+
+class CatalogReply(Message):
+    snapshot: int
+    collections: list[CollectionSchema]
+    aliases: dict[str, str]
+
+
+class DescribeReply(Message):
+    """One shard's part of a collection; the router adds the parts up into ``CollectionInfo``."""
+
+    snapshot: int
+    schema: CollectionSchema
+    collection_id: str
+    count: int
+    tail_rows: int
+    indexed_rows: int
+    dead_rows: int
+    ef: int
+    measured_recall: float | None
+    bytes: int
+
+
+class BarrierReply(Message):
+    clock: int
+
+
+class StatusReply(Message):
+    """``figures``: metric name (without prefix) → value; ``collections``: name → rows alive."""
+
+    shard: int
+    epoch: int
+    lsn: int
+    figures: dict[str, float]
+    collections: dict[str, int]
+
+
+Response = (
+    Committed
+    | Prepared
+    | Aborted
+    | Finished
+    | Done
+    | Undecided
+    | Refused
+    | RowsReply
+    | SearchReply
+    | CountReply
+    | CatalogReply
+    | DescribeReply
+    | BarrierReply
+    | StatusReply
+)
+
+
+class Batch(Message):
+    """What one call carries. ``clock``: the sender's; ``map_epoch``: of the cluster map it was routed by (0: not checked)."""
+
+    requests: list[Request]
+    clock: int = 0
+    map_epoch: int = 0
+
+
+class BatchReply(Message):
+    """``clock``: the shard's, which the receiver moves its own to."""
+
+    responses: list[Response]
+    clock: int = 0
