@@ -1,0 +1,47 @@
+# One command for each thing. Every target makes the virtual environment itself when it is missing or out of date.
+#   make demo     a Ray cluster on this machine, real embeddings, transactions, a killed shard: the tour
+#   make test     the whole test suite, real Ray included
+#   make serve    the REST server, on 127.0.0.1:8000        (ARGS='--port 9000 --root ./data')
+#   make check    ruff, mypy --strict, import layers, the fast tests
+#   make bench    the figures of docs/performance.md, against references measured in the same run
+#   make clean    removes what these made, but never a data directory
+
+PY := .venv/bin/python
+ARGS ?=
+
+.PHONY: demo test serve check bench lint types layers venv clean help
+help:
+	@sed -n 's/^#   //p' Makefile
+
+.venv/.installed: pyproject.toml constraints.txt scripts/make-venv
+	@./scripts/make-venv
+
+venv: .venv/.installed
+
+demo: .venv/.installed
+	@$(PY) examples/demo.py $(ARGS)
+
+test: .venv/.installed
+	$(PY) -m pytest $(ARGS)
+
+serve: .venv/.installed
+	@exec $(PY) -m vecraft_db.server $(ARGS)
+
+lint: .venv/.installed
+	$(PY) -m ruff check .
+
+types: .venv/.installed
+	$(PY) -m mypy
+
+layers: .venv/.installed
+	.venv/bin/lint-imports
+
+check: lint types layers
+	$(PY) -m pytest -q -m "not slow and not ray" tests/unit tests/architecture $(ARGS)
+
+bench: .venv/.installed
+	@$(PY) -m benchmarks $(ARGS)
+
+clean:
+	rm -rf .venv build dist demo-output benchmarks/results .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
