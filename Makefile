@@ -3,7 +3,7 @@
 #   make test     the whole test suite, real Ray included
 #   make serve    the REST server, on 127.0.0.1:8000        (ARGS='--port 9000 --root ./data')
 #   make check    ruff, mypy --strict, import layers, the fast tests
-#   make bench    the figures of docs/performance.md, against references measured in the same run
+#   make bench    speed, against references measured in the same run
 #   make clean    removes what these made, but never a data directory
 
 PY := .venv/bin/python
@@ -19,7 +19,7 @@ help:
 venv: .venv/.installed
 
 demo: .venv/.installed
-	@$(PY) examples/demo.py $(ARGS)
+	@$(PY) -m examples.demo $(ARGS)
 
 test: .venv/.installed
 	$(PY) -m pytest $(ARGS)
