@@ -42,9 +42,7 @@ def timestamp_of(moment: datetime | int) -> int:
     if isinstance(moment, datetime):
         return timestamp(int(moment.timestamp() * 1000), 2**COUNTER_BITS - 1)
     if isinstance(moment, bool) or not isinstance(moment, int) or not 0 <= moment <= INFINITY_TS:
-        raise InvalidDataException(
-            f"a timestamp must be a datetime or an integer from 0 to 2**63-1, got {moment!r}"
-        )
+        raise InvalidDataException(f"a timestamp must be a datetime or an integer from 0 to 2**63-1, got {moment!r}")
     return moment
 
 

@@ -37,7 +37,7 @@ class Message(msgspec.Struct, frozen=True, gc=False):
 # ---------------------------------------------------------------------------------------------- mutations
 
 
-class Put(Message):
+class Put(Message, frozen=True):
     """Insert or replace records: one row of ``vectors`` (n, dim) float32 and one payload per id, ids distinct.
 
     ``payloads`` are encoded by :mod:`vecraft_data_model.payload` and hold id, metadata, document and checksum.
@@ -50,7 +50,7 @@ class Put(Message):
     expect: Expectation = None
 
 
-class Delete(Message):
+class Delete(Message, frozen=True):
     """Delete records by id; ids that do not exist are passed over."""
 
     collection: str
@@ -58,34 +58,34 @@ class Delete(Message):
     expect: Expectation = None
 
 
-class CreateCollection(Message):
+class CreateCollection(Message, frozen=True):
     """Create a collection. ``collection_id`` (hexadecimal) is chosen once by the router, equal on all shards."""
 
     schema: CollectionSchema
     collection_id: str
 
 
-class DropCollection(Message):
+class DropCollection(Message, frozen=True):
     """Drop a collection; its history stays readable until the safe point passes."""
 
     name: str
 
 
-class AlterCollection(Message):
+class AlterCollection(Message, frozen=True):
     """Change the settings of a collection that may change: ``target_recall``, ``ef`` (None: tuned)."""
 
     name: str
     changes: dict[str, Any]
 
 
-class SetAlias(Message):
+class SetAlias(Message, frozen=True):
     """Let ``alias`` name the collection ``name``."""
 
     alias: str
     name: str
 
 
-class DropAlias(Message):
+class DropAlias(Message, frozen=True):
     """Remove an alias."""
 
     alias: str
@@ -96,7 +96,7 @@ DataMutation = Put | Delete
 CatalogMutation = CreateCollection | DropCollection | AlterCollection | SetAlias | DropAlias
 
 
-class Transaction(Message):
+class Transaction(Message, frozen=True):
     """The part of a transaction that one shard takes part in.
 
     Attributes:
@@ -118,13 +118,13 @@ class Transaction(Message):
 # ------------------------------------------------------------------------------------------ write requests
 
 
-class CommitOne(Message):
+class CommitOne(Message, frozen=True):
     """Commit a transaction that lives on this shard alone → ``Committed``."""
 
     txn: Transaction
 
 
-class Prepare(Message):
+class Prepare(Message, frozen=True):
     """First phase → ``Prepared`` (a durable yes), ``Committed``/``Aborted`` (decided before), or ``Refused`` (no)."""
 
     txn: Transaction
@@ -132,33 +132,33 @@ class Prepare(Message):
     participants: list[int]
 
 
-class Decide(Message):
+class Decide(Message, frozen=True):
     """To the primary: commit at ``commit_ts`` → ``Committed`` once durable, or ``Aborted`` if it decided so before."""
 
     txn_id: str
     commit_ts: int
 
 
-class AbortTransaction(Message):
+class AbortTransaction(Message, frozen=True):
     """To the primary: somebody voted no → ``Aborted`` once that is durable (or ``Committed`` if too late)."""
 
     txn_id: str
 
 
-class Resolve(Message):
-    """To the primary, from a participant or reader in doubt → ``Committed``, ``Aborted``, or ``Undecided`` if too early."""
+class Resolve(Message, frozen=True):
+    """To the primary, from whoever is in doubt → ``Committed``, ``Aborted``, or ``Undecided`` if too early."""
 
     txn_id: str
 
 
-class Finish(Message):
+class Finish(Message, frozen=True):
     """To the other participants: the decision. ``commit_ts`` 0 means aborted → ``Finished`` after its own fsync."""
 
     txn_id: str
     commit_ts: int
 
 
-class Acknowledge(Message):
+class Acknowledge(Message, frozen=True):
     """To the primary: these participants hold the decision durably → ``Done``."""
 
     txn_id: str
@@ -168,14 +168,14 @@ class Acknowledge(Message):
 # ------------------------------------------------------------------------------------------- read requests
 
 
-class ReadRequest(Message, kw_only=True):
+class ReadRequest(Message, frozen=True, kw_only=True):
     """Base of reads at a snapshot (``CHOOSE_SNAPSHOT`` when only this shard is asked)."""
 
     snapshot: int = CHOOSE_SNAPSHOT
     min_ts: int = 0
 
 
-class Get(ReadRequest, kw_only=True):
+class Get(ReadRequest, frozen=True, kw_only=True):
     """Records by id → ``RowsReply``, with the missing left out."""
 
     collection: str
@@ -183,7 +183,7 @@ class Get(ReadRequest, kw_only=True):
     with_vectors: bool = True
 
 
-class Search(ReadRequest, kw_only=True):
+class Search(ReadRequest, frozen=True, kw_only=True):
     """k nearest to each row of ``queries`` (q, dim) float32 → ``SearchReply``."""
 
     collection: str
@@ -199,7 +199,7 @@ class Search(ReadRequest, kw_only=True):
     explain: bool = False
 
 
-class Scan(ReadRequest, kw_only=True):
+class Scan(ReadRequest, frozen=True, kw_only=True):
     """Records in ``record_id`` order (by code point) after ``after`` → ``RowsReply`` with at most ``limit`` rows."""
 
     collection: str
@@ -211,7 +211,7 @@ class Scan(ReadRequest, kw_only=True):
     with_vectors: bool = False
 
 
-class Count(ReadRequest, kw_only=True):
+class Count(ReadRequest, frozen=True, kw_only=True):
     """→ ``CountReply``."""
 
     collection: str
@@ -219,17 +219,17 @@ class Count(ReadRequest, kw_only=True):
     where_document: DocumentFilter | None = None
 
 
-class ListCollections(ReadRequest, kw_only=True):
+class ListCollections(ReadRequest, frozen=True, kw_only=True):
     """→ ``CatalogReply``."""
 
 
-class Describe(ReadRequest, kw_only=True):
+class Describe(ReadRequest, frozen=True, kw_only=True):
     """→ ``DescribeReply``."""
 
     collection: str
 
 
-class Barrier(Message):
+class Barrier(Message, frozen=True):
     """For strong reads → ``BarrierReply`` with the clock, or ``Undecided`` while ``waiting_for`` is not all decided.
 
     The first time ``waiting_for`` is None: the shard answers with all that is undecided on arrival; asked again with
@@ -242,7 +242,7 @@ class Barrier(Message):
 # ---------------------------------------------------------------------------------------- service requests
 
 
-class PinSnapshot(Message):
+class PinSnapshot(Message, frozen=True):
     """Hold the safe point at or below ``snapshot`` for ``ttl_ms``, renewed by asking again → ``Done``."""
 
     pin_id: str
@@ -250,27 +250,27 @@ class PinSnapshot(Message):
     ttl_ms: int
 
 
-class ReleaseSnapshot(Message):
+class ReleaseSnapshot(Message, frozen=True):
     """→ ``Done``."""
 
     pin_id: str
 
 
-class SetEf(Message):
+class SetEf(Message, frozen=True):
     """Set the search depth of a collection, not durable; ``None`` goes back to the default → ``Done``."""
 
     collection: str
     ef: int | None
 
 
-class Checkpoint(Message):
+class Checkpoint(Message, frozen=True):
     """Make a checkpoint now; ``compact`` reclaims dead rows first, ``index`` indexes the tail first → ``Done``."""
 
     compact: bool = False
     index: bool = False
 
 
-class Status(Message):
+class Status(Message, frozen=True):
     """→ ``StatusReply``: figures for ``/metrics`` and ``cluster status``; also the health probe."""
 
 
@@ -282,7 +282,7 @@ Request = WriteRequest | ReadRequest | Barrier | ServiceRequest
 # ----------------------------------------------------------------------------------------------- responses
 
 
-class Rows(Message):
+class Rows(Message, frozen=True):
     """Records, column-wise. ``payloads`` None when not asked for; ``vectors`` (n, dim) float32 likewise."""
 
     ids: list[str]
@@ -291,7 +291,7 @@ class Rows(Message):
     vectors: Float32Array | None
 
 
-class Hits(Message):
+class Hits(Message, frozen=True):
     """The answer to one query, nearest first, ties by record id. ``distances`` are float32 values as floats."""
 
     ids: list[str]
@@ -300,7 +300,7 @@ class Hits(Message):
     vectors: Float32Array | None = None
 
 
-class Committed(Message):
+class Committed(Message, frozen=True):
     """Durable at ``commit_ts``. ``count`` records written or deleted by this shard; ``preimages`` when asked for."""
 
     commit_ts: int
@@ -308,7 +308,7 @@ class Committed(Message):
     preimages: Rows | None = None
 
 
-class Prepared(Message):
+class Prepared(Message, frozen=True):
     """A durable yes: the transaction can commit at any timestamp from ``prepare_ts``."""
 
     prepare_ts: int
@@ -316,41 +316,41 @@ class Prepared(Message):
     preimages: Rows | None = None
 
 
-class Aborted(Message):
+class Aborted(Message, frozen=True):
     """Durably aborted: no late message of that transaction can win any more."""
 
     txn_id: str
 
 
-class Finished(Message):
+class Finished(Message, frozen=True):
     """The decision is durable at this participant."""
 
     txn_id: str
 
 
-class Done(Message):
+class Done(Message, frozen=True):
     """A service request or acknowledgement was carried out."""
 
 
-class Undecided(Message):
+class Undecided(Message, frozen=True):
     """``(txn_id, primary shard)`` of the transactions that stand in the way; ask again."""
 
     transactions: list[tuple[str, int]]
 
 
-class Refused(Message, gc=True):
+class Refused(Message, frozen=True, gc=True):
     """The request failed and left no trace."""
 
     error: VecraftError
 
 
-class RowsReply(Message):
+class RowsReply(Message, frozen=True):
     snapshot: int
     rows: Rows
     more: bool = False
 
 
-class SearchReply(Message):
+class SearchReply(Message, frozen=True):
     """``explain``: one dict per reply: plan, estimates and actual counts, when asked for."""
 
     snapshot: int
@@ -358,18 +358,18 @@ class SearchReply(Message):
     explain: dict[str, Any] | None = None
 
 
-class CountReply(Message):
+class CountReply(Message, frozen=True):
     snapshot: int
     count: int
 
 
-class CatalogReply(Message):
+class CatalogReply(Message, frozen=True):
     snapshot: int
     collections: list[CollectionSchema]
     aliases: dict[str, str]
 
 
-class DescribeReply(Message):
+class DescribeReply(Message, frozen=True):
     """One shard's part of a collection; the router adds the parts up into ``CollectionInfo``."""
 
     snapshot: int
@@ -384,11 +384,11 @@ class DescribeReply(Message):
     bytes: int
 
 
-class BarrierReply(Message):
+class BarrierReply(Message, frozen=True):
     clock: int
 
 
-class StatusReply(Message):
+class StatusReply(Message, frozen=True):
     """``figures``: metric name (without prefix) → value; ``collections``: name → rows alive."""
 
     shard: int
@@ -416,15 +416,15 @@ Response = (
 )
 
 
-class Batch(Message):
-    """What one call carries. ``clock``: the sender's; ``map_epoch``: of the cluster map it was routed by (0: not checked)."""
+class Batch(Message, frozen=True):
+    """What one call carries. ``clock``: the sender's; ``map_epoch``: of the map it was routed by (0: not checked)."""
 
     requests: list[Request]
     clock: int = 0
     map_epoch: int = 0
 
 
-class BatchReply(Message):
+class BatchReply(Message, frozen=True):
     """``clock``: the shard's, which the receiver moves its own to."""
 
     responses: list[Response]
