@@ -1,0 +1,314 @@
+"""One shard on threads: what turns the synchronous state machine into something many callers may use at once.
+
+Three kinds of threads meet here::
+
+    reads        on their caller's thread, beside each other and beside the writer (the shard's latch orders them)
+    writes       queue up; one caller at a time carries out all that is queued as one group (``write_queue``)
+    maintenance  one thread: indexing, checkpoints, compaction, the clock's ceiling, messages to peer shards;
+                 it takes its turn in the same queue, so that neither side starves the other
+
+A shard that stopped itself (a failed write or fsync, an interrupt in the middle of a write) is opened again from its
+files by the next call, at most once a second: recovery is the only way back to a state that can be trusted.
+
+The host does not know Ray, and does not decide anything about data: it only says who runs when.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Protocol
+
+from vecraft_data_model.errors import ShardUnavailableError, StorageFailureException, VecraftError
+from vecraft_data_model.messages import (
+    Barrier,
+    Batch,
+    BatchReply,
+    Checkpoint,
+    Count,
+    Describe,
+    Get,
+    ListCollections,
+    Refused,
+    Request,
+    Response,
+    Scan,
+    Search,
+    Status,
+)
+from vecraft_data_model.ports import Clock, Disk, ShardPort
+from vecraft_shard.config import ShardConfig
+from vecraft_shard.engine import Shard
+
+from vecraft_cluster.latch import ReadWriteLatch
+from vecraft_cluster.root import SystemClock
+from vecraft_cluster.write_queue import Outcome, WriteQueue
+
+logger = logging.getLogger(__name__)
+
+READS: frozenset[type] = frozenset({Get, Search, Scan, Count, ListCollections, Describe, Barrier, Status})
+"""Requests that run on their caller's thread."""
+
+MAINTENANCE_BUDGET_MS = 20
+"""How long maintenance may keep writers waiting at a time."""
+
+IDLE_S = 0.1
+"""How often maintenance looks around when there is nothing to do: well below the clock ceiling's reach."""
+
+REOPEN_INTERVAL_S = 1.0
+PEER_TIMEOUT_S = 5.0
+
+
+class DirectoryLock(Protocol):
+    """What keeps other processes out of a shard's directory."""
+
+    def release(self) -> None:
+        """Let the directory go."""
+        ...
+
+
+class ShardHost:
+    """A shard that many threads may call; a :class:`vecraft_data_model.ports.ShardPort`.
+
+    Args:
+        disk: The shard's directory, which the caller has locked.
+        shard_id: Its number, from 0.
+        config: Its settings.
+        peers: The port of another shard, for the messages by which shards finish each other's transactions.
+        clock: Time.
+        maintenance: Whether to run the maintenance thread (tests may do without).
+
+    Raises:
+        CorruptionError: The shard's files are damaged.
+        StorageFailureException: They cannot be read or written.
+    """
+
+    def __init__(
+        self,
+        disk: Disk,
+        shard_id: int,
+        config: ShardConfig | None = None,
+        peers: Callable[[int], ShardPort] | None = None,
+        clock: Clock | None = None,
+        *,
+        maintenance: bool = True,
+    ) -> None:
+        self.shard_id = shard_id
+        self._disk = disk
+        self._config = config or ShardConfig()
+        self._peers = peers
+        self._clock = clock or SystemClock()
+        self._door = ReadWriteLatch()
+        self._queue = WriteQueue(self._carry_out)
+        self._closed = False
+        self._broken: BaseException | None = None
+        self._opened_at = self._clock.monotonic()
+        self._shard = self._open()
+        self._stop = threading.Event()
+        self._wake = threading.Event()
+        self._thread: threading.Thread | None = None
+        if maintenance:
+            self._thread = threading.Thread(target=self._maintain, name=f"vecraft-shard-{shard_id}", daemon=True)
+            self._thread.start()
+
+    @property
+    def shard(self) -> Shard:
+        """The shard itself, for whoever holds :meth:`paused`."""
+        return self._shard
+
+    def execute(self, batch: Batch, timeout: float) -> BatchReply:
+        """Carry out a batch: reads on this thread, anything else in turn with other writers.
+
+        Raises:
+            ShardUnavailableError: The host is closed.
+            TimeoutException: A write was not answered within ``timeout`` seconds.
+            StaleMapError: The batch was routed by another cluster map.
+            StorageFailureException: The disk failed.
+        """
+        with self._door.shared():
+            if self._closed or self._broken is not None:
+                self._revive()
+            requests = batch.requests
+            for request in requests:
+                if type(request) not in READS:
+                    break
+            else:
+                shard = self._shard
+                responses = shard.execute(requests, self._clock.now_ms(), batch.clock, batch.map_epoch)
+                return BatchReply(responses, shard.clock_last)
+            solo = any(type(request) is Checkpoint for request in requests)
+            reply = self._queue.submit(batch, timeout, solo=solo)
+        self._wake.set()
+        return reply
+
+    @contextmanager
+    def paused(self) -> Iterator[Shard]:
+        """Keep writers and maintenance waiting while the body runs; reads go on."""
+        with self._door.shared():
+            if self._closed or self._broken is not None:
+                self._revive()
+            with self._queue.turn(), self._latch.writer():
+                yield self._shard
+
+    def maintain_once(self, budget_ms: float = MAINTENANCE_BUDGET_MS) -> bool:
+        """Do one slice of maintenance and deliver what the shard has to say to its peers; True if there is more to do."""
+        with self._door.shared():
+            if self._closed:
+                return False
+            if self._broken is not None:
+                self._revive()
+            with self._queue.turn():
+                more = self._shard.maintain(self._clock.now_ms(), budget_ms)
+                messages = self._shard.outgoing(self._clock.now_ms())
+            if messages:
+                self._deliver(messages)
+            return more
+
+    def close(self) -> None:
+        """Finish what is under way, make a checkpoint, close the files. Closing twice does nothing."""
+        self._stop_maintenance()
+        with self._door.exclusive():
+            if self._closed:
+                return
+            self._closed = True
+            if self._broken is None:
+                self._shard.close(self._clock.now_ms())
+            else:
+                self._shard.abandon()
+
+    def kill(self) -> None:
+        """Drop the shard as a crash would: no checkpoint, nothing flushed. For tests of recovery."""
+        self._stop_maintenance()
+        with self._door.exclusive():
+            if not self._closed:
+                self._closed = True
+                self._shard.abandon()
+
+    def _open(self) -> Shard:
+        # A new latch for each incarnation: nobody can still hold the old one, because the door is ours or the host new.
+        self._latch = ReadWriteLatch()
+        return Shard.open(self._disk, self.shard_id, self._clock.now_ms(), self._config, self._latch)
+
+    def _revive(self) -> None:
+        """Recover a shard that stopped itself; raises if there is no shard to go on with."""
+        if self._closed:
+            raise ShardUnavailableError(f"shard {self.shard_id} is closed", shard=self.shard_id)
+        with self._queue.turn():
+            if self._broken is None:
+                return
+            now = self._clock.monotonic()
+            if now - self._opened_at < REOPEN_INTERVAL_S:
+                raise _as_failure(self.shard_id, self._broken) from self._broken
+            self._opened_at = now
+            self._shard.abandon()
+            self._shard = self._open()
+            self._broken = None
+            logger.warning("shard recovered", extra={"shard": self.shard_id})
+
+    def _carry_out(self, batches: list[Batch]) -> list[Outcome]:
+        """Run a group in the shard; the batches of a group share one log write."""
+        if len(batches) > 1 and any(batch.map_epoch != batches[0].map_epoch for batch in batches):
+            return [outcome for batch in batches for outcome in self._carry_out([batch])]
+        requests: Sequence[Request] = batches[0].requests
+        if len(batches) > 1:
+            requests = [request for batch in batches for request in batch.requests]
+        clock = max(batch.clock for batch in batches)
+        try:
+            responses = self._shard.execute(requests, self._clock.now_ms(), clock, batches[0].map_epoch)
+        except StorageFailureException as error:
+            self._broken = error
+            return [error] * len(batches)
+        except VecraftError as error:
+            # Refused as a whole (clock, map) before anything was done: only those to blame shall hear of it.
+            if len(batches) == 1:
+                return [error]
+            return [outcome for batch in batches for outcome in self._carry_out([batch])]
+        except BaseException as error:
+            # A defect, or an interrupt in the middle of applying: memory may now differ from the log.
+            self._broken = error
+            raise
+        return _share_out(batches, responses, self._shard.clock_last)
+
+    def _maintain(self) -> None:
+        failures = 0
+        while not self._stop.is_set():
+            try:
+                more = self.maintain_once()
+                failures = 0
+            except Exception as error:  # the thread must outlive any failure; what failed is logged and tried again
+                more = False
+                failures += 1
+                if isinstance(error, StorageFailureException):
+                    self._broken = error
+                if failures == 1 or failures % 100 == 0:
+                    logger.exception("maintenance failed", extra={"shard": self.shard_id, "failures": failures})
+            if more:
+                continue
+            self._wake.wait(IDLE_S if failures == 0 else REOPEN_INTERVAL_S)
+            self._wake.clear()
+
+    def _deliver(self, messages: Sequence[tuple[int, Request]]) -> None:
+        by_shard: dict[int, list[Request]] = {}
+        for target, request in messages:
+            by_shard.setdefault(target, []).append(request)
+        for target, requests in by_shard.items():
+            answers = self._ask_peer(target, requests)
+            with self._queue.turn():
+                for request, answer in answers:
+                    self._shard.deliver(target, request, answer, self._clock.now_ms())
+
+    def _ask_peer(self, target: int, requests: list[Request]) -> list[tuple[Request, Response]]:
+        if self._peers is None:
+            return []
+        batch = Batch(requests, self._shard.clock_last, self._config.map_epoch)
+        try:
+            reply = self._peers(target).execute(batch, PEER_TIMEOUT_S)
+        except VecraftError as error:
+            # The shard keeps what it has to say until it is answered, and says it again.
+            logger.info("peer did not answer", extra={"shard": self.shard_id, "peer": target, "error": error.message})
+            return []
+        return [pair for pair in zip(requests, reply.responses, strict=True) if not isinstance(pair[1], Refused)]
+
+    def _stop_maintenance(self) -> None:
+        self._stop.set()
+        self._wake.set()
+        if self._thread is not None and self._thread is not threading.current_thread():
+            self._thread.join()
+
+
+def port_lookup(hosts: Mapping[int, ShardPort]) -> Callable[[int], ShardPort]:
+    """Return a peer lookup over hosts that may still be filling up.
+
+    The lookup raises ``ShardUnavailableError`` for a shard that is not there (yet).
+    """
+
+    def peer(shard: int) -> ShardPort:
+        port = hosts.get(shard)
+        if port is None:
+            raise ShardUnavailableError(f"shard {shard} is not running here", shard=shard)
+        return port
+
+    return peer
+
+
+def _share_out(batches: list[Batch], responses: Sequence[Response], clock: int) -> list[Outcome]:
+    if len(batches) == 1:
+        return [BatchReply(list(responses), clock)]
+    outcomes: list[Outcome] = []
+    start = 0
+    for batch in batches:
+        end = start + len(batch.requests)
+        outcomes.append(BatchReply(list(responses[start:end]), clock))
+        start = end
+    return outcomes
+
+
+def _as_failure(shard: int, cause: BaseException) -> VecraftError:
+    if isinstance(cause, VecraftError):
+        return cause
+    return StorageFailureException(
+        f"shard {shard} stopped in the middle of a write ({type(cause).__name__}) and recovers from its log; try again",
+        shard=shard,
+    )
