@@ -2,9 +2,10 @@
 
     python examples/build_wordnet_subset.py SOURCE TARGET [--rows 3000] [--queries 100] [--seed 7]
 
-``SOURCE`` holds ``vectors.npy`` (n, 384) float16, ``records.jsonl.gz``, ``queries.npy`` (q, 384) float32, ``queries.jsonl``,
-``gt.npy`` (q, 100) int32 and ``WORDNET-LICENSE.txt``. The subset takes the first queries, the five glosses nearest to each of
-them, so that the example's answers read well, and fills up with seeded random rows. Same source and seed, same bytes.
+``SOURCE`` holds ``vectors.npy`` (n, 384) float16, ``records.jsonl.gz``, ``queries.npy`` (q, 384) float32,
+``queries.jsonl``, ``gt.npy`` (q, 100) int32 and ``WORDNET-LICENSE.txt``. The subset takes the first queries, the five
+glosses nearest to each of them, so that the example's answers read well, and fills up with seeded random rows. Same
+source and seed, same bytes.
 """
 
 from __future__ import annotations
@@ -13,7 +14,9 @@ import argparse
 import gzip
 import json
 import shutil
+from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -38,16 +41,18 @@ def build(source: Path, target: Path, rows: int, queries: int, seed: int) -> Non
     np.save(target / "vectors.npy", vectors[chosen])
     np.save(target / "queries.npy", np.load(source / "queries.npy")[:queries].astype(np.float16))
     fields = ("lemma", "pos", "lexname", "gloss_len", "gloss")
-    text = "".join(
-        json.dumps({"id": records[row]["synset"]} | {name: records[row][name] for name in fields}, ensure_ascii=False) + "\n"
-        for row in chosen
-    )
+    text = json_lines({"id": records[row]["synset"]} | {name: records[row][name] for name in fields} for row in chosen)
     # No name and no time in the header: the same input gives the same file.
     with open(target / "records.jsonl.gz", "wb") as raw, gzip.GzipFile("", "wb", 9, raw, mtime=0) as packed:
         packed.write(text.encode())
     texts = [json.loads(line)["text"] for line in (source / "queries.jsonl").read_text().splitlines()[:queries]]
-    (target / "queries.jsonl").write_text("".join(json.dumps({"text": text}, ensure_ascii=False) + "\n" for text in texts))
+    (target / "queries.jsonl").write_text(json_lines({"text": text} for text in texts), encoding="utf-8")
     shutil.copyfile(source / "WORDNET-LICENSE.txt", target / "WORDNET-LICENSE.txt")
+
+
+def json_lines(values: Iterable[dict[str, Any]]) -> str:
+    """Return one line of JSON per value."""
+    return "".join(json.dumps(value, ensure_ascii=False) + "\n" for value in values)
 
 
 def main() -> None:

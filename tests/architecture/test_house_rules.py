@@ -29,8 +29,8 @@ def test_no_module_is_longer_than_its_bound(all_modules: list[Path], root: Path)
 
 
 def test_every_module_says_what_it_is(product_modules: list[Path], root: Path) -> None:
-    silent = [str(path.relative_to(root)) for path in product_modules if not ast.get_docstring(ast.parse(path.read_text()))]
-    assert silent == []
+    silent = [path for path in product_modules if not ast.get_docstring(ast.parse(path.read_text()))]
+    assert [str(path.relative_to(root)) for path in silent] == []
 
 
 def test_nothing_is_left_open(root: Path) -> None:
@@ -71,7 +71,7 @@ def test_no_exception_is_swallowed_whole(product_modules: list[Path], root: Path
     for path in product_modules:
         for node in ast.walk(ast.parse(path.read_text())):
             if isinstance(node, ast.ExceptHandler):
-                broad = node.type is None or (isinstance(node.type, ast.Name) and "Exception" in node.type.id[-9:] and node.type.id in ("Exception", "BaseException"))
+                broad = isinstance(node.type, ast.Name) and node.type.id in ("Exception", "BaseException")
                 silent = all(isinstance(statement, ast.Pass | ast.Continue) for statement in node.body)
                 if node.type is None or (broad and silent):
                     swallowed.append(f"{path.relative_to(root)}:{node.lineno}")
