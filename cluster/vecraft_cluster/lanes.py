@@ -1,0 +1,262 @@
+"""A lane: many threads' requests to one actor, with natural batching and no event loop between.
+
+::
+
+    thread A ──send──▶ nothing under way: A's request leaves at once, as a call of its own
+    thread B ──send──▶ queued ┐
+    thread C ──send──▶ queued ┴─▶ leave together when a call has landed
+
+An idle lane adds no latency and a loaded one no calls: there is no timer. Ray's own thread hands the answers out, so no
+caller waits for another caller's slower shard, and a lone caller wakes as fast as from ``ray.get``.
+
+Invariants:
+
+* A ticket is answered exactly once: by its call, by the failure of its call, or by its owner giving up.
+* Giving up on a queued ticket takes it out (nothing was done); on one that is under way its outcome is unknown.
+* A call that never lands (a frozen actor) is written off when its last owner's time is over, and the lane moves on.
+"""
+
+from __future__ import annotations
+
+import logging
+import queue
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future
+from typing import Any
+
+from vecraft_cluster.ports import Directory, translate
+from vecraft_data_model.errors import OverloadedError, TimeoutException, VecraftError
+
+logger = logging.getLogger(__name__)
+
+Pack = Callable[[Sequence[Any], float], bytes]
+"""Makes the argument of a call from the requests that leave together and the seconds that they have."""
+
+Unpack = Callable[[Any, int], list[Any]]
+"""Makes as many answers from what a call returned; a ``VecraftError`` raised here fails them all."""
+
+
+class Gate:
+    """Counts answers down and wakes whoever waits for the last."""
+
+    __slots__ = ("_left", "_lock", "_open")
+
+    def __init__(self, answers: int) -> None:
+        self._left = answers
+        self._lock = threading.Lock()
+        self._open = threading.Lock()
+        self._open.acquire()
+
+    def one_less(self) -> None:
+        with self._lock:
+            self._left -= 1
+            last = self._left == 0
+        if last:
+            self._open.release()
+
+    def wait(self, timeout: float) -> bool:
+        return self._open.acquire(timeout=min(max(timeout, 0.0), threading.TIMEOUT_MAX))
+
+
+class Ticket:
+    """A request on its way. ``answer`` is a response, or the ``VecraftError`` instead of one."""
+
+    __slots__ = ("answer", "deadline", "gate", "request")
+
+    def __init__(self, request: Any, deadline: float, gate: Gate | None) -> None:
+        self.request = request
+        self.deadline = deadline
+        self.gate = gate
+        self.answer: Any = None
+
+
+class _Call:
+    __slots__ = ("expires", "tickets")
+
+    def __init__(self, tickets: list[Ticket], expires: float) -> None:
+        self.tickets = tickets
+        self.expires = expires
+
+
+class Launcher:
+    """One thread that sends off what queued up, so that Ray's own thread never waits for a send."""
+
+    def __init__(self, name: str) -> None:
+        self._queue: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
+        self._thread = threading.Thread(target=self._run, name=name, daemon=True)
+        self._thread.start()
+
+    def submit(self, job: Callable[[], None]) -> None:
+        self._queue.put(job)
+
+    def close(self) -> None:
+        """End the thread after what is queued."""
+        self._queue.put(None)
+        self._thread.join()
+
+    def _run(self) -> None:
+        while (job := self._queue.get()) is not None:
+            try:
+                job()
+            except Exception:  # a job answers its own tickets; what is left is a defect, to be seen and survived
+                logger.exception("sending failed")
+
+
+class Lane:
+    """Requests to one method of one named actor.
+
+    Args:
+        directory: Where its handle is found.
+        actor: The actor's name.
+        who: The same for people, in error messages.
+        method: Called with what ``pack`` makes.
+        pack: From requests to the argument.
+        unpack: From the returned value to as many answers.
+        launcher: Sends what had to queue.
+        in_flight_max: Calls under way before requests queue up.
+        batch_max: Most requests in one call.
+        queued_max: Most requests that wait; more are refused.
+        weigh: Bytes of a request, roughly; a call takes no further request beyond ``bytes_max``.
+        call_max_s: Longest that one call may take.
+    """
+
+    def __init__(
+        self,
+        directory: Directory,
+        actor: str,
+        who: str,
+        method: str,
+        pack: Pack,
+        unpack: Unpack,
+        launcher: Launcher,
+        *,
+        in_flight_max: int = 1,
+        batch_max: int = 256,
+        queued_max: int = 4096,
+        weigh: Callable[[Any], int] | None = None,
+        bytes_max: int = 32 << 20,
+        call_max_s: float = 30.0,
+        details: dict[str, Any] | None = None,
+    ) -> None:
+        self._directory = directory
+        self._actor = actor
+        self._who = who
+        self._method = method
+        self._pack = pack
+        self._unpack = unpack
+        self._launcher = launcher
+        self._in_flight_max = in_flight_max
+        self._batch_max = batch_max
+        self._queued_max = queued_max
+        self._weigh = weigh
+        self._bytes_max = bytes_max
+        self._call_max_s = call_max_s
+        self._details = details or {}
+        self._lock = threading.Lock()
+        self._queue: deque[Ticket] = deque()
+        self._calls: set[_Call] = set()
+
+    def send(self, ticket: Ticket) -> None:
+        """Send a ticket off, or queue it. Never blocks for an answer."""
+        with self._lock:
+            if len(self._queue) >= self._queued_max:
+                refused = True
+            else:
+                refused = False
+                self._queue.append(ticket)
+            call = self._board(time.monotonic())
+        if refused:
+            _answer(
+                ticket,
+                OverloadedError(
+                    f"{len(self._queue)} requests wait for {self._who} already; nothing was done", **self._details
+                ),
+            )
+        if call is not None:
+            self._fly(call)
+
+    def give_up(self, ticket: Ticket) -> None:
+        """Answer a ticket whose time is over with a ``TimeoutException``, unless it was answered meanwhile."""
+        with self._lock:
+            queued = ticket in self._queue
+            if queued:
+                self._queue.remove(ticket)
+            if ticket.answer is None:
+                ticket.answer = self._too_late(queued)
+            call = self._board(time.monotonic())
+        if call is not None:
+            self._launcher.submit(lambda: self._fly(call))
+
+    def _too_late(self, queued: bool) -> TimeoutException:
+        if queued:
+            return TimeoutException(
+                f"{self._who} was busy until the deadline; nothing was done", outcome="not done", **self._details
+            )
+        return TimeoutException(
+            f"{self._who} did not answer before the deadline; the outcome is unknown",
+            outcome="unknown",
+            **self._details,
+        )
+
+    def _board(self, now: float) -> _Call | None:
+        """Take what may leave now, if anything; the lock is held."""
+        expired = [call for call in self._calls if call.expires <= now]
+        self._calls.difference_update(expired)
+        if not self._queue or len(self._calls) >= self._in_flight_max:
+            return None
+        tickets: list[Ticket] = []
+        size = 0
+        while self._queue and len(tickets) < self._batch_max:
+            if self._weigh is not None:
+                size += self._weigh(self._queue[0].request)
+                if tickets and size > self._bytes_max:
+                    break
+            tickets.append(self._queue.popleft())
+        latest = max(ticket.deadline for ticket in tickets)
+        call = _Call(tickets, min(latest, now + self._call_max_s))
+        self._calls.add(call)
+        return call
+
+    def _fly(self, call: _Call) -> None:
+        try:
+            argument = self._pack(
+                [ticket.request for ticket in call.tickets], max(0.001, call.expires - time.monotonic())
+            )
+            method = getattr(self._directory.find(self._actor), self._method)
+            future: Future[Any] = method.remote(argument).future()
+        except Exception as error:  # whatever kept the call from leaving is the answer to its tickets
+            self._directory.gone(self._actor, error)
+            self._land(call, [translate(error, self._who, **self._details)] * len(call.tickets))
+            return
+        future.add_done_callback(lambda done: self._landed(call, done))
+
+    def _landed(self, call: _Call, future: Future[Any]) -> None:
+        """Hand the answers out; runs on Ray's thread."""
+        try:
+            answers = self._unpack(future.result(), len(call.tickets))
+        except Exception as error:  # Ray's errors, the shard's refusal of the batch, or an answer that cannot be read
+            self._directory.gone(self._actor, error)
+            answers = [translate(error, self._who, **self._details)] * len(call.tickets)
+        self._land(call, answers)
+
+    def _land(self, call: _Call, answers: list[Any]) -> None:
+        with self._lock:
+            self._calls.discard(call)
+            following = self._board(time.monotonic())
+            for ticket, answer in zip(call.tickets, answers, strict=True):
+                if ticket.answer is None:
+                    ticket.answer = answer
+        if following is not None:
+            self._launcher.submit(lambda: self._fly(following))
+        for ticket in call.tickets:
+            if ticket.gate is not None:
+                ticket.gate.one_less()
+
+
+def _answer(ticket: Ticket, answer: VecraftError) -> None:
+    ticket.answer = answer
+    if ticket.gate is not None:
+        ticket.gate.one_less()

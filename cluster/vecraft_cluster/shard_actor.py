@@ -1,0 +1,177 @@
+"""The Ray actor that runs one shard: a :class:`~vecraft_cluster.host.ShardHost` behind an actor call.
+
+Two kinds of calls, on threads of their own, so that the one is answered however busy the other is::
+
+    data      execute(bytes) → bytes       one batch, as in ``ports``
+    control   ping, close                  the controller's
+
+Invariants:
+
+* The directory is locked before a file in it is opened, and until this process ends: two incarnations never write one
+  directory, even if Ray starts the second while the first still lives (it waits for the lock, and says so).
+* The constructor returns at once. Opening (the lock, recovery) goes on beside it; calls wait for it until their own
+  timeout. So a shard that cannot be opened is an actor that says why, not a dead one, and ``ping`` is always answered.
+* Nothing depends on an orderly end: ``close`` only saves the next start its recovery.
+
+It decides nothing about when it is started again: that is Ray's (a dead process) and the controller's (anything else).
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import ray
+
+from vecraft_cluster.host import ShardHost
+from vecraft_cluster.ports import Directory, RayShardPort, actor_class, decode, encode
+from vecraft_cluster.root import shard_path
+from vecraft_data_model.errors import ShardUnavailableError, StorageFailureException, TimeoutException, VecraftError
+from vecraft_data_model.messages import Batch
+from vecraft_shard.config import ShardConfig
+from vecraft_shard.disk import DirectoryLock, OsDisk, lock_directory
+
+logger = logging.getLogger(__name__)
+
+DATA_THREADS = 16
+"""Batches under way at once: two lanes for each of eight routers; further ones wait in Ray's queue."""
+
+CONTROL_THREADS = 2
+LOCK_PATIENCE_S = 30.0
+LOCK_RETRY_S = 0.05
+
+
+class ShardPlan(msgspec.Struct, frozen=True):
+    """What a shard actor needs to know to run its shard.
+
+    Attributes:
+        cluster: The cluster's name.
+        shard: The shard's number.
+        root: The data directory, a path on the node the actor runs on.
+        config: The shard's settings.
+    """
+
+    cluster: str
+    shard: int
+    root: str
+    config: ShardConfig
+
+
+class ShardActor:
+    """One shard of a cluster, as a Ray actor (see the module's docstring)."""
+
+    def __init__(self, plan: ShardPlan) -> None:
+        self._plan = plan
+        self._started = time.time()
+        self._host: ShardHost | None = None
+        self._lock: DirectoryLock | None = None
+        self._failure: VecraftError | None = None
+        self._state = "opening"
+        self._settled = threading.Event()
+        self._ending = threading.Lock()
+        self._directory = Directory()
+        threading.Thread(target=self._open, name="vecraft-open", daemon=True).start()
+
+    @ray.method(concurrency_group="data", enable_task_events=False)
+    def execute(self, data: bytes) -> bytes:
+        """Carry out ``encode((timeout, batch))`` and return the encoded ``BatchReply``, or the error it failed with."""
+        timeout: float
+        batch: Batch
+        timeout, batch = decode(data)
+        try:
+            host = self._host or self._wait_for_host(timeout)
+            return encode(host.execute(batch, timeout))
+        except VecraftError as error:
+            return encode(error)
+
+    @ray.method(concurrency_group="control", enable_task_events=False)
+    def ping(self) -> dict[str, Any]:
+        """Say how this incarnation is: its process, and ``state`` (opening, serving, failed or closed)."""
+        return {
+            "shard": self._plan.shard,
+            "state": self._state,
+            "pid": os.getpid(),
+            "node": ray.get_runtime_context().get_node_id(),
+            "started": self._started,
+            "error": self._failure.to_dict() if self._failure is not None else None,
+        }
+
+    @ray.method(concurrency_group="control", enable_task_events=False)
+    def close(self) -> dict[str, Any] | None:
+        """Make a checkpoint and let the directory go; the actor stays until it is killed. Returns what went wrong."""
+        self._settled.wait()
+        with self._ending:
+            failure: VecraftError | None = None
+            if self._state != "closed":
+                self._state = "closed"
+                try:
+                    if self._host is not None:
+                        self._host.close()
+                except VecraftError as error:
+                    failure = error
+                    logger.exception("closing failed", extra={"shard": self._plan.shard})
+                finally:
+                    if self._lock is not None:
+                        self._lock.close()
+            return failure.to_dict() if failure is not None else None
+
+    def _open(self) -> None:
+        """Lock the directory and recover the shard; runs on a thread of its own."""
+        plan = self._plan
+        path = shard_path(Path(plan.root), plan.shard)
+        try:
+            self._lock = self._lock_patiently(path)
+            self._host = ShardHost(OsDisk(path), plan.shard, plan.config, self._peer)
+            self._state = "serving"
+        except VecraftError as error:
+            self._fail(error)
+        except Exception as error:
+            self._fail(
+                StorageFailureException(f"shard {plan.shard} cannot open {path}: {type(error).__name__}: {error}")
+            )
+        finally:
+            self._settled.set()
+
+    def _lock_patiently(self, path: Path) -> DirectoryLock:
+        """Take the directory's lock, which the incarnation before may hold until its process is gone."""
+        deadline = time.monotonic() + LOCK_PATIENCE_S
+        while True:
+            try:
+                return lock_directory(path)
+            except StorageFailureException:
+                if time.monotonic() >= deadline:
+                    raise
+                time.sleep(LOCK_RETRY_S)
+
+    def _fail(self, error: VecraftError) -> None:
+        logger.exception("shard cannot be opened", extra={"shard": self._plan.shard})
+        self._failure = error
+        self._state = "failed"
+        if self._lock is not None:
+            self._lock.close()
+
+    def _wait_for_host(self, timeout: float) -> ShardHost:
+        if not self._settled.wait(timeout):
+            raise TimeoutException(
+                f"shard {self._plan.shard} is still recovering after {timeout:.1f} s; nothing was done", done=False
+            )
+        if self._failure is not None:
+            raise self._failure
+        if self._host is None:
+            raise ShardUnavailableError(
+                f"shard {self._plan.shard} is closed", shard=self._plan.shard, outcome="not done"
+            )
+        return self._host
+
+    def _peer(self, shard: int) -> RayShardPort:
+        return RayShardPort(self._plan.cluster, shard, self._directory)
+
+
+def shard_actor_class() -> Any:
+    """Return the actor class with the options that never vary: threads, and no retries by Ray."""
+    return actor_class(ShardActor, concurrency_groups={"data": DATA_THREADS, "control": CONTROL_THREADS})
