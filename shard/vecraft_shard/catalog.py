@@ -1,0 +1,199 @@
+"""Which collections and aliases exist, from when to when.
+
+Catalog entries are versioned like records: a name means at snapshot ``S`` the entry with ``begin_ts <= S < end_ts``. So
+a search ``as_of`` a moment before a collection was dropped still finds it, and an alias switches for everybody at one
+timestamp. Every shard holds the same entries, because catalog changes are transactions over all shards.
+
+An altered schema is a new entry for the same collection id.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import msgspec
+
+from vecraft_data_model.errors import (
+    CollectionAlreadyExistedException,
+    CollectionNotExistedException,
+    InvalidDataException,
+)
+from vecraft_data_model.hlc import INFINITY_TS
+from vecraft_data_model.messages import (
+    AlterCollection,
+    CatalogMutation,
+    CreateCollection,
+    DropAlias,
+    DropCollection,
+    SetAlias,
+)
+from vecraft_data_model.schema import CollectionSchema
+
+ALTERABLE = ("target_recall",)
+
+
+class CollectionEntry(msgspec.Struct):
+    """A collection under one schema for one span of time."""
+
+    collection_id: str
+    schema: CollectionSchema
+    begin_ts: int
+    end_ts: int = INFINITY_TS
+
+
+class AliasEntry(msgspec.Struct):
+    """An alias meaning one collection name for one span of time."""
+
+    alias: str
+    name: str
+    begin_ts: int
+    end_ts: int = INFINITY_TS
+
+
+class Catalog:
+    """All entries, old and current."""
+
+    def __init__(self, collections: Iterable[CollectionEntry] = (), aliases: Iterable[AliasEntry] = ()) -> None:
+        self.collections = list(collections)
+        self.aliases = list(aliases)
+        self._current: dict[str, CollectionEntry] = {}
+        self._current_aliases: dict[str, AliasEntry] = {}
+        self._refresh()
+
+    # ------------------------------------------------------------------------------------------- reading
+
+    def resolve(self, name: str, snapshot: int = INFINITY_TS - 1) -> CollectionEntry:
+        """Return what a collection name or alias means at ``snapshot`` (by default: now).
+
+        Raises:
+            CollectionNotExistedException: Nothing of that name then.
+        """
+        entry = self._current.get(name)
+        if entry is None or entry.begin_ts > snapshot:
+            entry = self._resolve_slowly(name, snapshot)
+        return entry
+
+    def listing(self, snapshot: int) -> tuple[list[CollectionSchema], dict[str, str]]:
+        """The schemas, sorted by name, and the aliases that exist at ``snapshot``."""
+        schemas = [e.schema for e in self.collections if e.begin_ts <= snapshot < e.end_ts]
+        aliases = {a.alias: a.name for a in self.aliases if a.begin_ts <= snapshot < a.end_ts}
+        return sorted(schemas, key=lambda schema: schema.name), aliases
+
+    def current(self) -> list[CollectionEntry]:
+        """The entries that are valid now."""
+        return list(self._current.values())
+
+    # ------------------------------------------------------------------------------------------- writing
+
+    def names_of(self, mutation: CatalogMutation) -> set[str]:
+        """The names whose meaning a mutation changes or relies on: what it has to lock."""
+        match mutation:
+            case CreateCollection(schema=schema):
+                return {schema.name}
+            case DropCollection(name=name) | AlterCollection(name=name):
+                return {self.resolve(name).schema.name} if name in self._current else {name}
+            case SetAlias(alias=alias, name=name):
+                return {alias, name}
+            case DropAlias(alias=alias):
+                return {alias}
+
+    def check(self, mutation: CatalogMutation) -> None:
+        """Raise what stands against a mutation in the current state."""
+        match mutation:
+            case CreateCollection(schema=schema):
+                self._check_free(schema.name)
+            case DropCollection(name=name):
+                self._entry(name)
+                used_by = sorted(a.alias for a in self._current_aliases.values() if a.name == name)
+                if used_by:
+                    raise InvalidDataException(
+                        f"collection {name!r} is the target of alias {used_by[0]!r}: drop or switch the alias first",
+                        collection=name,
+                        aliases=used_by,
+                    )
+            case AlterCollection(name=name, changes=changes):
+                self._altered(self._entry(name).schema, changes)
+            case SetAlias(alias=alias, name=name):
+                self._entry(name)
+                if alias in self._current:
+                    raise CollectionAlreadyExistedException(
+                        f"{alias!r} is a collection, so it cannot become an alias", collection=alias
+                    )
+            case DropAlias(alias=alias):
+                if alias not in self._current_aliases:
+                    raise CollectionNotExistedException(f"there is no alias {alias!r}", alias=alias)
+
+    def apply(self, mutation: CatalogMutation, ts: int) -> CollectionEntry | None:
+        """Carry out a checked mutation at ``ts``. Returns the new entry of a collection, if it made one."""
+        created = None
+        match mutation:
+            case CreateCollection(schema=schema, collection_id=collection_id):
+                created = CollectionEntry(collection_id, schema, ts)
+                self.collections.append(created)
+            case DropCollection(name=name):
+                self._entry(name).end_ts = ts
+            case AlterCollection(name=name, changes=changes):
+                old = self._entry(name)
+                old.end_ts = ts
+                created = CollectionEntry(old.collection_id, self._altered(old.schema, changes), ts)
+                self.collections.append(created)
+            case SetAlias(alias=alias, name=name):
+                self._end_alias(alias, ts)
+                self.aliases.append(AliasEntry(alias, name, ts))
+            case DropAlias(alias=alias):
+                self._end_alias(alias, ts)
+        self._refresh()
+        return created
+
+    def forget(self, safe_point: int) -> list[str]:
+        """Drop entries that no snapshot from the safe point on can see. Returns the collection ids left without any."""
+        before = {e.collection_id for e in self.collections}
+        self.collections = [e for e in self.collections if e.end_ts > safe_point]
+        self.aliases = [a for a in self.aliases if a.end_ts > safe_point]
+        return sorted(before - {e.collection_id for e in self.collections})
+
+    # --------------------------------------------------------------------------------------------- inside
+
+    def _refresh(self) -> None:
+        self._current = {e.schema.name: e for e in self.collections if e.end_ts == INFINITY_TS}
+        self._current_aliases = {a.alias: a for a in self.aliases if a.end_ts == INFINITY_TS}
+
+    def _resolve_slowly(self, name: str, snapshot: int) -> CollectionEntry:
+        target = name
+        for alias in self.aliases:
+            if alias.alias == name and alias.begin_ts <= snapshot < alias.end_ts:
+                target = alias.name
+        for entry in self.collections:
+            if entry.schema.name == target and entry.begin_ts <= snapshot < entry.end_ts:
+                return entry
+        raise CollectionNotExistedException(
+            f"there is no collection or alias {name!r}" + ("" if target == name else f" (alias of {target!r})"),
+            collection=name,
+        )
+
+    def _entry(self, name: str) -> CollectionEntry:
+        entry = self._current.get(name)
+        if entry is None:
+            hint = f" ({name!r} is an alias)" if name in self._current_aliases else ""
+            raise CollectionNotExistedException(f"there is no collection {name!r}{hint}", collection=name)
+        return entry
+
+    def _check_free(self, name: str) -> None:
+        if name in self._current:
+            raise CollectionAlreadyExistedException(f"collection {name!r} exists already", collection=name)
+        if name in self._current_aliases:
+            raise CollectionAlreadyExistedException(f"{name!r} exists already, as an alias", collection=name)
+
+    def _end_alias(self, alias: str, ts: int) -> None:
+        if alias in self._current_aliases:
+            self._current_aliases[alias].end_ts = ts
+
+    @staticmethod
+    def _altered(schema: CollectionSchema, changes: dict[str, object]) -> CollectionSchema:
+        unknown = sorted(set(changes) - set(ALTERABLE))
+        if unknown:
+            raise InvalidDataException(
+                f"{unknown[0]!r} of collection {schema.name!r} cannot be altered; what can: {', '.join(ALTERABLE)}",
+                collection=schema.name,
+            )
+        return msgspec.structs.replace(schema, **changes)

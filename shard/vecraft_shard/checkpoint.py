@@ -1,0 +1,226 @@
+"""Checkpoints: make the store files durable, then say so in one SQLite transaction.
+
+Steps, of which only the cut keeps writers out, for as long as it takes to copy a few columns:
+
+0. **Graphs** that have grown enough are saved, beside the ones that the last checkpoint refers to.
+1. **Cut** (writer latch held): note the LSN, how many rows each collection has, which older rows were ended since the
+   last checkpoint, what is prepared and decided; begin a new log segment.
+2. **Write**: fsync the store files; rows below the cut never change, so writers may go on. Then one SQLite transaction:
+   rows, ends, postings, full text, catalog, outcomes, LSN. Its commit *is* the checkpoint.
+3. **Trim**: delete log segments wholly below the LSN, and files of older generations.
+
+A crash before the commit leaves the last checkpoint and a log that begins after it; a crash after it leaves files that
+nothing refers to, which the next checkpoint removes.
+
+The undecided PREPAREs and the outcomes that must be kept go into SQLite whole, so no log segment has to be kept for
+their sake.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from vecraft_data_model.errors import StorageFailureException
+from vecraft_shard.catalog import AliasEntry, CollectionEntry
+from vecraft_shard.collection import Collection
+from vecraft_shard.locations import Outcome, StoredCollection, StoredRows
+from vecraft_shard.records import encode_transaction
+from vecraft_shard.state import ShardState
+
+_GRAPH_GROWTH = 1.2
+
+
+@dataclass(frozen=True, slots=True)
+class _CollectionCut:
+    collection: Collection
+    first_row: int
+    last_row: int
+    payload_bytes: int
+    rows: StoredRows
+    ended: dict[int, int]
+
+
+@dataclass(frozen=True, slots=True)
+class _Cut:
+    lsn: int
+    ceiling: int
+    safe_point: int
+    next_ordinal: int
+    entries: list[CollectionEntry]
+    aliases: list[AliasEntry]
+    changed: list[_CollectionCut]
+    prepared: dict[str, bytes]
+    outcomes: dict[str, Outcome]
+    retired: list[Collection]
+
+
+class Checkpointer:
+    """Makes checkpoints of one shard."""
+
+    def __init__(self, state: ShardState) -> None:
+        self._state = state
+        self.last_lsn = 0
+        self.count = 0
+
+    def is_due(self, now_ms: int) -> bool:
+        """Whether the log has grown enough, or is old enough."""
+        state = self._state
+        if state.wal.size_bytes >= state.config.checkpoint_wal_bytes:
+            return True
+        written = state.wal.next_lsn - 1 > self.last_lsn and state.wrote_at_ms > state.checkpoint_ms
+        return written and now_ms - state.checkpoint_ms >= state.config.checkpoint_interval_s * 1000
+
+    def run(self, now_ms: int, *, final: bool = False) -> None:
+        """Make a checkpoint. ``final``: also save graphs that have grown little, for a quick start.
+
+        Raises:
+            StorageFailureException: Nothing is lost: the last checkpoint and the log stand.
+        """
+        state = self._state
+        for collection in list(state.collections.values()):
+            self._save_graph(collection, final=final)
+        with state.latch.writer():
+            cut = self._cut()
+        try:
+            for part in cut.changed:
+                part.collection.column.sync()
+                part.collection.payloads.sync()
+            self._commit(cut, now_ms)
+        except BaseException:
+            for part in cut.changed:
+                part.collection.versions.give_back_ended(part.ended)
+                part.collection.changed = True
+            raise
+        with state.latch.writer():
+            for part in cut.changed:
+                part.collection.checkpointed = max(part.collection.checkpointed, part.last_row)
+            for txn_id, outcome in cut.outcomes.items():
+                if state.outcomes.get(txn_id) is outcome:
+                    del state.outcomes[txn_id]
+            state.retired = [collection for collection in state.retired if collection not in cut.retired]
+            state.checkpoint_ms = now_ms
+            self.last_lsn = cut.lsn
+            self.count += 1
+            state.wal.trim(cut.lsn)
+        self._remove_strays(cut)
+
+    # --------------------------------------------------------------------------------------------- steps
+
+    def _cut(self) -> _Cut:
+        state = self._state
+        lsn = state.wal.next_lsn - 1
+        state.wal.rotate()
+        changed = []
+        for collection in state.collections.values():
+            if not collection.changed:
+                continue
+            collection.changed = False
+            first, last = collection.checkpointed, collection.versions.rows
+            ended = {row: end for row, end in collection.versions.take_ended().items() if row < first}
+            changed.append(
+                _CollectionCut(
+                    collection, first, last, collection.payloads.end, collection.rows_since(first, last), ended
+                )
+            )
+        return _Cut(
+            lsn,
+            state.timeline.ceiling,
+            state.timeline.safe_point,
+            state.next_ordinal,
+            [CollectionEntry(e.collection_id, e.schema, e.begin_ts, e.end_ts) for e in state.catalog.collections],
+            [AliasEntry(a.alias, a.name, a.begin_ts, a.end_ts) for a in state.catalog.aliases],
+            changed,
+            {
+                txn_id: b"".join(encode_transaction(prepared.record))
+                for txn_id, prepared in state.prepared.items()
+            },
+            dict(state.outcomes),
+            list(state.retired),
+        )
+
+    def _commit(self, cut: _Cut, now_ms: int) -> None:
+        state, locations = self._state, self._state.locations
+        texts = [(part, self._texts(part)) for part in cut.changed]
+        with locations.transaction():
+            locations.set_meta(
+                checkpoint_lsn=cut.lsn,
+                ceiling=cut.ceiling,
+                safe_point=cut.safe_point,
+                next_ordinal=cut.next_ordinal,
+                checkpoint_ms=now_ms,
+            )
+            locations.save_catalog(cut.entries, cut.aliases)
+            for collection in cut.retired:
+                collection.documents.drop_tables()
+                locations.drop_collection(collection.ordinal)
+            for part, documents in texts:
+                self._save_part(part, documents)
+            locations.save_prepared(cut.prepared)
+            locations.save_outcomes(cut.outcomes, now_ms - int(state.config.txn_retention_s * 1000))
+        for part in cut.changed:
+            part.collection.documents.settle(part.last_row)
+
+    def _texts(self, part: _CollectionCut) -> list[str | None]:
+        return part.collection.texts_between(part.first_row, part.last_row)
+
+    def _save_part(self, part: _CollectionCut, documents: list[str | None]) -> None:
+        collection, locations = part.collection, self._state.locations
+        name, rows, checksum = collection.hnsw_saved or (None, 0, 0)
+        locations.save_collection(
+            StoredCollection(
+                collection.ordinal,
+                collection.collection_id,
+                collection.generation,
+                part.last_row,
+                part.payload_bytes,
+                name,
+                rows,
+                checksum,
+                collection.tuned_ef,
+                collection.measured_recall,
+            )
+        )
+        if part.first_row == 0:
+            collection.documents.create_tables()
+        locations.save_rows(collection.ordinal, part.first_row, part.rows, part.ended)
+        if part.last_row > part.first_row:
+            with self._state.latch.shared():
+                segment = collection.metadata.dump(part.first_row, part.last_row)
+            locations.save_postings(collection.ordinal, part.first_row, segment)
+            collection.documents.index_text(part.first_row, documents)
+
+    def _save_graph(self, collection: Collection, *, final: bool) -> None:
+        """Save the graph if it has grown enough since it was last saved. Only this thread adds to graphs."""
+        saved = collection.hnsw_saved[1] if collection.hnsw_saved else 0
+        grown = collection.indexed > (saved if final else saved * _GRAPH_GROWTH)
+        if not grown or not self._state.disk.durable:
+            return
+        name = f"hnsw.{collection.generation}.{collection.indexed}"
+        path = self._state.disk.path(f"{collection.folder}/{name}.new")
+        if path is None:
+            return
+        rows = collection.indexed
+        try:
+            checksum = collection.hnsw.save(path)
+            self._state.disk.rename(f"{collection.folder}/{name}.new", f"{collection.folder}/{name}")
+        except OSError as error:
+            raise StorageFailureException(f"the graph file {name} could not be written: {error}", file=name) from error
+        collection.hnsw_saved = (name, rows, checksum)
+        collection.changed = True
+
+    def _remove_strays(self, cut: _Cut) -> None:
+        """Remove what no checkpoint refers to: older generations and graphs, folders of dropped collections."""
+        state = self._state
+        for collection in cut.retired:
+            collection.close()
+            if collection.collection_id not in state.collections:
+                state.disk.remove(collection.folder)
+        for collection in list(state.collections.values()):
+            kept = set(collection.files)
+            for shadow in state.shadows:
+                kept.update(shadow.files)
+            if collection.hnsw_saved:
+                kept.add(collection.hnsw_saved[0])
+            for name in state.disk.list(collection.folder):
+                if name.rsplit("/", 1)[-1] not in kept:
+                    state.disk.remove(name)

@@ -1,0 +1,440 @@
+"""One shard: a synchronous state machine over injected time, disk and locks.
+
+``execute`` carries out a batch of requests in order, ``maintain`` does background work for a while. Neither starts a
+thread, reads a clock or opens a socket; what runs a shard decides when. The same batch on the same state gives the same
+bytes in the log and the same answers.
+
+Reads may be executed by several threads beside one write batch, if a real latch was handed in.
+
+Work that other shards have to hear of does not happen here either: ``outgoing`` says what to send to whom, and
+``deliver`` takes the answers.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
+
+from vecraft_data_model.errors import (
+    InvalidDataException,
+    ShardUnavailableError,
+    StaleMapError,
+    StorageFailureException,
+    VecraftError,
+    WriteConflictException,
+)
+from vecraft_data_model.messages import (
+    Aborted,
+    AbortTransaction,
+    Acknowledge,
+    Barrier,
+    BarrierReply,
+    Checkpoint,
+    CommitOne,
+    Committed,
+    Decide,
+    Done,
+    Finish,
+    Finished,
+    PinSnapshot,
+    Prepare,
+    ReadRequest,
+    Refused,
+    ReleaseSnapshot,
+    Request,
+    Resolve,
+    Response,
+    SetEf,
+    Status,
+    StatusReply,
+    Undecided,
+)
+from vecraft_data_model.ports import Disk, Latch
+from vecraft_data_model.validation import check_ef
+from vecraft_shard.checkpoint import Checkpointer
+from vecraft_shard.compaction import compact, forget_dropped, worth_compacting
+from vecraft_shard.config import ShardConfig
+from vecraft_shard.participant import Participant, WriteGroup
+from vecraft_shard.reads import Reader
+from vecraft_shard.records import RecordType, encode_timestamp
+from vecraft_shard.recovery import recover
+from vecraft_shard.state import ShardState
+
+WRITES = (CommitOne, Prepare, Decide, AbortTransaction, Resolve, Finish, Acknowledge)
+"""Requests that may append to the log."""
+
+READS = (ReadRequest, Barrier, Status, PinSnapshot, ReleaseSnapshot)
+"""Requests that may be executed beside a write batch."""
+
+
+class NoLatch:
+    """For a shard that one thread runs alone."""
+
+    def writer(self) -> AbstractContextManager[None]:
+        """Nothing."""
+        return nullcontext()
+
+    shared = exclusive = writer
+
+
+class Shard:
+    """One shard; made by :meth:`open`."""
+
+    def __init__(self, state: ShardState, stopwatch: Callable[[], float]) -> None:
+        self._state = state
+        self._stopwatch = stopwatch
+        self._participant = Participant(state)
+        self._reader = Reader(state, self._raise_ceiling)
+        self._checkpointer = Checkpointer(state)
+        self._compaction: Iterator[None] | None = None
+        self._last_read_ms = 0
+        self._asked: dict[tuple[str, int], int] = {}
+        self._failure: VecraftError | None = None
+
+    @classmethod
+    def open(
+        cls,
+        disk: Disk,
+        shard_id: int,
+        now_ms: int,
+        config: ShardConfig | None = None,
+        latch: Latch | None = None,
+        stopwatch: Callable[[], float] = time.perf_counter,
+    ) -> Shard:
+        """Open the shard whose directory ``disk`` is, or begin one; recovers from its log.
+
+        Args:
+            disk: The shard's own directory, locked by the caller.
+            shard_id: Its number in the cluster.
+            now_ms: Physical time, milliseconds since the epoch.
+            config: Settings.
+            latch: For running on several threads.
+            stopwatch: Seconds, for sizing slices of background work; never part of the state.
+
+        Raises:
+            CorruptionError: A file does not say what was written, beyond what a crash explains.
+            StorageFailureException: The disk failed.
+        """
+        state = recover(disk, shard_id, now_ms, config or ShardConfig(), latch or NoLatch())
+        return cls(state, stopwatch)
+
+    @property
+    def clock_last(self) -> int:
+        """The shard's clock, for the reply."""
+        return self._state.timeline.clock.last
+
+    @property
+    def failed(self) -> VecraftError | None:
+        """Why the shard has stopped writing, if it has: what runs it should open it again."""
+        return self._failure
+
+    # ------------------------------------------------------------------------------------------ requests
+
+    def execute(
+        self, requests: Sequence[Request], now_ms: int, clock: int = 0, map_epoch: int = 0
+    ) -> list[Response]:
+        """Carry out requests in order; each is answered, and fails, by itself.
+
+        Args:
+            requests: From one batch.
+            now_ms: Physical time.
+            clock: The sender's clock.
+            map_epoch: The cluster map the batch was routed by; 0 is not checked.
+        """
+        if len(requests) == 1 and isinstance(requests[0], ReadRequest):  # the common case, kept short
+            return [self._guarded(requests[0], now_ms, clock, map_epoch)]
+        answers: list[Response] = [_UNANSWERED] * len(requests)
+        refusal = self._refusal(now_ms, clock, map_epoch)
+        if refusal is not None:
+            return [refusal] * len(requests)
+        if not any(isinstance(request, WRITES) for request in requests):
+            return [self._guarded(request, now_ms) for request in requests]
+        with self._state.latch.writer():
+            self._state.batches += 1
+            self._state.requests += len(requests)
+            group = WriteGroup(self._state)
+            for i, request in enumerate(requests):
+                self._execute_in_group(i, request, group, answers, now_ms)
+            self._flush(group, answers, now_ms)
+        return answers
+
+    def _execute_in_group(
+        self, i: int, request: Request, group: WriteGroup, answers: list[Response], now_ms: int
+    ) -> None:
+        if not isinstance(request, WRITES):
+            self._flush(group, answers, now_ms)
+            answers[i] = self._guarded(request, now_ms)
+            return
+        touches, catalog = self._participant.touches(request)
+        if group.must_precede(touches, catalog=catalog):
+            self._flush(group, answers, now_ms)
+        if self._failure is not None:
+            answers[i] = Refused(self._failure)
+            return
+        try:
+            self._participant.handle(request, group, lambda answer: answers.__setitem__(i, answer), now_ms)
+        except VecraftError as error:
+            if isinstance(error, WriteConflictException):
+                self._state.conflicts += 1
+            answers[i] = Refused(error)
+
+    def _flush(self, group: WriteGroup, answers: list[Response], now_ms: int) -> None:
+        """Finish the group; if the log fails, the outcome of what waited for it is unknown."""
+        started = self._stopwatch()
+        try:
+            group.flush(now_ms)
+        except StorageFailureException as error:
+            self._failure = error
+            for i, answer in enumerate(answers):
+                if answer is _UNANSWERED:
+                    answers[i] = Refused(error)
+        self._state.sync_seconds += self._stopwatch() - started
+
+    def _guarded(self, request: Request, now_ms: int, clock: int = 0, map_epoch: int = 0) -> Response:
+        try:
+            if clock or map_epoch:
+                refusal = self._refusal(now_ms, clock, map_epoch)
+                if refusal is not None:
+                    return refusal
+            if isinstance(request, ReadRequest):
+                self._last_read_ms = now_ms
+                return self._reader.handle(request, now_ms)
+            return self._service(request, now_ms)
+        except VecraftError as error:
+            return Refused(error)
+
+    def _refusal(self, now_ms: int, clock: int, map_epoch: int) -> Response | None:
+        own = self._state.config.map_epoch
+        if own and map_epoch and map_epoch != own:
+            return Refused(
+                StaleMapError(
+                    f"the request was routed by cluster map {map_epoch}, shard {self._state.shard_id} has map {own}",
+                    given=map_epoch,
+                    expected=own,
+                )
+            )
+        if clock:
+            try:
+                self._state.timeline.clock.observe(clock, now_ms)
+            except VecraftError as error:
+                return Refused(error)
+        return None
+
+    def _service(self, request: Request, now_ms: int) -> Response:
+        state = self._state
+        match request:
+            case Barrier(waiting_for=None):
+                waiting = state.timeline.undecided()
+                return Undecided(waiting) if waiting else self._barrier_reply(now_ms)
+            case Barrier(waiting_for=list(asked_for)):
+                waiting = state.timeline.still_undecided(asked_for)
+                return Undecided(waiting) if waiting else self._barrier_reply(now_ms)
+            case PinSnapshot():
+                state.timeline.pin(request.pin_id, request.snapshot, now_ms + request.ttl_ms)
+            case ReleaseSnapshot():
+                state.timeline.release(request.pin_id)
+            case SetEf():
+                collection = state.collections[state.catalog.resolve(request.collection).collection_id]
+                collection.ef = None if request.ef is None else check_ef(request.ef)
+            case Checkpoint():
+                self.checkpoint(now_ms, compact_first=request.compact, index_first=request.index)
+            case Status():
+                return self._status(now_ms)
+            case _:
+                raise InvalidDataException(f"a shard does not answer {type(request).__name__}")
+        return Done()
+
+    def _barrier_reply(self, now_ms: int) -> BarrierReply:
+        clock = self._state.timeline.clock.now(now_ms)
+        if clock > self._state.timeline.ceiling:
+            self._raise_ceiling(clock, now_ms)
+        return BarrierReply(clock)
+
+    # ---------------------------------------------------------------------------------------- background
+
+    def maintain(self, now_ms: int, budget_ms: float) -> bool:
+        """Do background work for about ``budget_ms``: ceiling, stuck transactions, indexing, checkpoint, compaction.
+
+        Returns:
+            Whether there is more to do at once.
+
+        Raises:
+            StorageFailureException: The disk failed; nothing is lost.
+        """
+        state = self._state
+        if self._failure is not None:
+            return False
+        deadline = self._stopwatch() + budget_ms / 1000
+        if now_ms - self._last_read_ms < state.config.ceiling_ms and state.timeline.ceiling_is_near(now_ms):
+            self._raise_ceiling(0, now_ms)
+        self._abort_abandoned(now_ms)
+        if forget_dropped(state, now_ms) or self._checkpointer.is_due(now_ms):
+            self._checkpointer.run(now_ms)
+        more = self._index(deadline)
+        return self._compact(now_ms, deadline) or more
+
+    def checkpoint(self, now_ms: int, *, compact_first: bool = False, index_first: bool = False) -> None:
+        """Make a checkpoint now, optionally with everything compacted and indexed first."""
+        state = self._state
+        if compact_first:
+            while self._compaction is not None:
+                self._advance_compaction(now_ms)
+            for collection in list(state.collections.values()):
+                if collection.dead_rows:
+                    for _ in compact(state, collection, now_ms, state.config.index_slice_ms, self._stopwatch):
+                        pass
+        if index_first:
+            while self._index(float("inf")):
+                pass
+        self._checkpointer.run(now_ms, final=index_first)
+
+    def _index(self, deadline: float) -> bool:
+        state, more = self._state, False
+        for collection in list(state.collections.values()):
+            while collection.tail_rows:
+                if self._stopwatch() >= deadline:
+                    more = True
+                    break
+                with state.latch.exclusive():
+                    collection.index_slice(state.config.index_slice_ms, self._stopwatch)
+        return more
+
+    def _compact(self, now_ms: int, deadline: float) -> bool:
+        state = self._state
+        if self._compaction is None:
+            worthy = next((c for c in state.collections.values() if worth_compacting(state, c, now_ms)), None)
+            if worthy is None:
+                return False
+            self._compaction = compact(state, worthy, now_ms, state.config.index_slice_ms, self._stopwatch)
+        while self._compaction is not None and self._stopwatch() < deadline:
+            self._advance_compaction(now_ms)
+        return self._compaction is not None
+
+    def _advance_compaction(self, now_ms: int) -> None:
+        assert self._compaction is not None
+        try:
+            next(self._compaction)
+        except StopIteration:
+            self._compaction = None
+            self._checkpointer.run(now_ms)
+        except BaseException:
+            self._compaction = None
+            raise
+
+    def _raise_ceiling(self, snapshot: int, now_ms: int) -> None:
+        """Make a ceiling durable that is above ``snapshot`` and the clock."""
+        state = self._state
+        if self._failure is not None:
+            raise self._failure
+        with state.latch.writer():
+            ceiling = max(state.timeline.next_ceiling(now_ms), snapshot)
+            if ceiling > state.timeline.ceiling:
+                try:
+                    state.append([(RecordType.CEILING, encode_timestamp(ceiling))])
+                except StorageFailureException as error:
+                    self._failure = error
+                    raise
+                state.timeline.ceiling = ceiling
+
+    def _abort_abandoned(self, now_ms: int) -> None:
+        """As the primary, abort transactions whose router did not come back to decide."""
+        state = self._state
+        limit = now_ms - state.config.resolve_after_ms
+        stuck = [
+            txn_id
+            for txn_id, prepared in list(state.prepared.items())
+            if prepared.record.primary == state.shard_id and prepared.since_ms <= limit
+        ]
+        if stuck:
+            self.execute([Resolve(txn_id) for txn_id in stuck], now_ms)
+
+    # --------------------------------------------------------------------------------------------- peers
+
+    def outgoing(self, now_ms: int) -> list[tuple[int, Request]]:
+        """What other shards have to be asked or told now: in-doubt transactions, and decisions not yet acknowledged."""
+        state, messages = self._state, []
+        every_ms = state.config.resolve_after_ms
+        wanted: list[tuple[str, int, Request]] = []
+        for txn_id, prepared in list(state.prepared.items()):
+            primary = prepared.record.primary
+            if primary != state.shard_id and now_ms - prepared.since_ms >= every_ms:
+                wanted.append((txn_id, primary, Resolve(txn_id)))
+        for txn_id in list(state.unacknowledged):
+            outcome = state.outcome_of(txn_id)
+            if outcome is not None and now_ms - outcome.decided_ms >= every_ms:
+                wanted += [(txn_id, shard, Finish(txn_id, outcome.ts)) for shard in outcome.unacknowledged]
+        for txn_id, shard, request in wanted:
+            if now_ms - self._asked.get((txn_id, shard), 0) >= every_ms:
+                self._asked[txn_id, shard] = now_ms
+                messages.append((shard, request))
+        if len(self._asked) > 10_000:
+            self._asked = {key: at for key, at in self._asked.items() if now_ms - at < 2 * every_ms}
+        return messages
+
+    def deliver(self, shard: int, request: Request, response: Response, now_ms: int) -> None:
+        """Take a peer's answer to one of the messages of :meth:`outgoing`."""
+        match request, response:
+            case Resolve(txn_id=txn_id), Committed(commit_ts=commit_ts):
+                self.execute([Finish(txn_id, commit_ts)], now_ms)  # the primary asks, too, and learns of it then
+            case Resolve(txn_id=txn_id), Aborted():
+                self.execute([Finish(txn_id, 0)], now_ms)
+            case Finish(txn_id=txn_id), Finished():
+                self.execute([Acknowledge(txn_id, [shard])], now_ms)
+            case _:
+                pass  # not decided yet, or no answer: asked again after a while
+
+    # ---------------------------------------------------------------------------------------------- ends
+
+    def close(self, now_ms: int) -> None:
+        """Make a last checkpoint, so that the next start is quick, and close all files."""
+        try:
+            if self._failure is None:
+                self._checkpointer.run(now_ms, final=True)
+        finally:
+            self.abandon()
+
+    def abandon(self) -> None:
+        """Close all files as they are: what a crash would leave."""
+        self._failure = self._failure or ShardUnavailableError(f"shard {self._state.shard_id} is closed")
+        self._state.wal.close()
+        for collection in self._state.collections.values():
+            collection.close()
+        self._state.locations.close()
+
+    # -------------------------------------------------------------------------------------------- figures
+
+    def _status(self, now_ms: int) -> StatusReply:
+        state = self._state
+        collections = list(state.collections.values())
+        oldest = min((p.since_ms for p in list(state.prepared.values())), default=now_ms)
+        names = {entry.collection_id: entry.schema.name for entry in state.catalog.current()}
+        return StatusReply(
+            state.shard_id,
+            state.epoch,
+            state.wal.next_lsn - 1,
+            {
+                "wal_bytes": state.wal.size_bytes,
+                "wal_syncs_total": state.syncs,
+                "wal_fsync_seconds_total": state.sync_seconds,
+                "write_batches_total": state.batches,
+                "write_requests_total": state.requests,
+                "tail_rows": sum(c.tail_rows for c in collections),
+                "index_rows": sum(c.indexed for c in collections),
+                "dead_rows": sum(c.dead_rows for c in collections),
+                "prepared_transactions": len(state.prepared),
+                "prepared_oldest_seconds": (now_ms - oldest) / 1000,
+                "unacknowledged_transactions": len(state.unacknowledged),
+                "conflicts_total": state.conflicts,
+                "aborts_total": state.aborts,
+                "recoveries_total": state.recoveries,
+                "checkpoints_total": self._checkpointer.count,
+                "checkpoint_age_seconds": max(0, now_ms - state.checkpoint_ms) / 1000 if state.checkpoint_ms else 0,
+                "clock_ahead_seconds": max(0, (state.timeline.clock.last >> 16) - now_ms) / 1000,
+                "failed": 0 if self._failure is None else 1,
+            },
+            {names[c.collection_id]: c.versions.alive for c in collections if c.collection_id in names},
+        )
+
+
+_UNANSWERED: Response = Undecided([])

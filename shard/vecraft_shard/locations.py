@@ -1,0 +1,339 @@
+"""``shard.sqlite``: what a checkpoint says, in one SQLite transaction.
+
+A checkpoint *is* the commit of one SQLite transaction. After it, the file holds everything up to its LSN::
+
+    meta              key → value: format, checkpoint LSN, ceiling, safe point
+    collections       ordinal, id, generation of files, rows, payload bytes, saved HNSW file with rows and checksum
+    catalog, aliases  versioned entries (schema as JSON)
+    rows_<ordinal>    row → record id, begin, end, payload offset and size, norm
+    postings_<ordinal>  first row → the metadata postings of the rows from there to the next segment
+    words_…, grams_…  full text, made by the document index
+    transactions      undecided PREPAREs, whole
+    outcomes          txn id → commit timestamp (0: aborted), content hash, who has not acknowledged
+
+One connection per file, shared by the threads of a shard. Names of tables hold an ordinal, never a user's string.
+"""
+
+from __future__ import annotations
+
+import json
+import sqlite3
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import numpy as np
+import numpy.typing as npt
+
+from vecraft_data_model.errors import CorruptionError, StorageFailureException
+from vecraft_data_model.schema import CollectionSchema
+from vecraft_shard.catalog import AliasEntry, Catalog, CollectionEntry
+
+FORMAT_VERSION = 1
+
+_TABLES = """
+CREATE TABLE IF NOT EXISTS meta (key TEXT PRIMARY KEY, value INTEGER NOT NULL) WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS collections (
+    ordinal INTEGER PRIMARY KEY, collection_id TEXT NOT NULL UNIQUE, generation INTEGER NOT NULL,
+    rows INTEGER NOT NULL, payload_bytes INTEGER NOT NULL,
+    hnsw_file TEXT, hnsw_rows INTEGER NOT NULL DEFAULT 0, hnsw_checksum INTEGER NOT NULL DEFAULT 0,
+    ef INTEGER, measured_recall REAL);
+CREATE TABLE IF NOT EXISTS catalog (
+    collection_id TEXT NOT NULL, schema TEXT NOT NULL, begin_ts INTEGER NOT NULL, end_ts INTEGER NOT NULL);
+CREATE TABLE IF NOT EXISTS aliases (
+    alias TEXT NOT NULL, name TEXT NOT NULL, begin_ts INTEGER NOT NULL, end_ts INTEGER NOT NULL);
+CREATE TABLE IF NOT EXISTS transactions (txn_id TEXT PRIMARY KEY, record BLOB NOT NULL) WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS outcomes (
+    txn_id TEXT PRIMARY KEY, ts INTEGER NOT NULL, content_hash BLOB NOT NULL, count INTEGER NOT NULL,
+    decided_ms INTEGER NOT NULL, unacknowledged TEXT NOT NULL) WITHOUT ROWID;
+CREATE INDEX IF NOT EXISTS outcomes_by_age ON outcomes (decided_ms);
+"""
+
+
+@dataclass(slots=True)
+class Outcome:
+    """How a transaction ended here. ``ts`` 0: aborted. ``unacknowledged``: whom the primary still has to tell."""
+
+    ts: int
+    content_hash: bytes
+    count: int
+    decided_ms: int
+    unacknowledged: frozenset[int] = frozenset()
+
+
+@dataclass(frozen=True, slots=True)
+class StoredCollection:
+    """A row of ``collections``."""
+
+    ordinal: int
+    collection_id: str
+    generation: int
+    rows: int
+    payload_bytes: int
+    hnsw_file: str | None
+    hnsw_rows: int
+    hnsw_checksum: int
+    ef: int | None
+    measured_recall: float | None
+
+
+@dataclass(frozen=True, slots=True)
+class StoredRows:
+    """The columns of ``rows_<ordinal>`` in row order."""
+
+    ids: list[str]
+    begin: npt.NDArray[np.int64]
+    end: npt.NDArray[np.int64]
+    offset: npt.NDArray[np.int64]
+    size: npt.NDArray[np.int32]
+
+
+class Locations:
+    """The one connection to ``shard.sqlite`` (``path`` None: in memory)."""
+
+    def __init__(self, path: Path | None) -> None:
+        self._name = str(path) if path is not None else ":memory:"
+        with self._guard():
+            self.connection = sqlite3.connect(self._name, check_same_thread=False, isolation_level=None)
+            self.connection.execute("PRAGMA journal_mode=WAL")
+            self.connection.execute("PRAGMA synchronous=FULL")
+            self.connection.execute("PRAGMA cache_size=-4096")
+            self.connection.executescript(_TABLES)
+            found = self.meta("format_version", FORMAT_VERSION)
+        if found != FORMAT_VERSION:
+            raise CorruptionError(
+                f"{self._name} has format version {found}; this release reads version {FORMAT_VERSION}",
+                file=self._name,
+            )
+
+    def close(self) -> None:
+        """Close the connection, folding SQLite's own log into the file."""
+        with self._guard():
+            self.connection.close()
+
+    @contextmanager
+    def transaction(self) -> Iterator[None]:
+        """All of it or nothing, durable when it is left."""
+        with self._guard():
+            self.connection.execute("BEGIN IMMEDIATE")
+            try:
+                yield
+            except BaseException:
+                if self.connection.in_transaction:
+                    self.connection.execute("ROLLBACK")
+                raise
+            self.connection.execute("COMMIT")
+
+    def verify(self) -> None:
+        """Let SQLite check the whole file.
+
+        Raises:
+            CorruptionError: What SQLite found.
+        """
+        with self._guard():
+            findings = [row[0] for row in self.connection.execute("PRAGMA integrity_check(5)")]
+        if findings != ["ok"]:
+            raise CorruptionError(f"{self._name} is damaged: {'; '.join(findings)}", file=self._name)
+
+    # ---------------------------------------------------------------------------------------------- meta
+
+    def meta(self, key: str, default: int) -> int:
+        """A number of the last checkpoint."""
+        row = self._one("SELECT value FROM meta WHERE key = ?", key)
+        return default if row is None else int(row[0])
+
+    def set_meta(self, **values: int) -> None:
+        """Write numbers, inside a transaction."""
+        self.connection.executemany(
+            "INSERT INTO meta VALUES (?, ?) ON CONFLICT (key) DO UPDATE SET value = excluded.value", values.items()
+        )
+
+    # ------------------------------------------------------------------------------------------- catalog
+
+    def load_catalog(self) -> Catalog:
+        """The catalog of the last checkpoint."""
+        with self._guard():
+            collections = [
+                CollectionEntry(row[0], CollectionSchema.from_dict(json.loads(row[1])), row[2], row[3])
+                for row in self.connection.execute("SELECT * FROM catalog ORDER BY rowid")
+            ]
+            aliases = [AliasEntry(*row) for row in self.connection.execute("SELECT * FROM aliases ORDER BY rowid")]
+        return Catalog(collections, aliases)
+
+    def save_catalog(self, collections: Iterable[CollectionEntry], aliases: Iterable[AliasEntry]) -> None:
+        """Replace the catalog, inside a transaction: it is small."""
+        self.connection.execute("DELETE FROM catalog")
+        self.connection.execute("DELETE FROM aliases")
+        self.connection.executemany(
+            "INSERT INTO catalog VALUES (?, ?, ?, ?)",
+            ((e.collection_id, json.dumps(e.schema.to_dict()), e.begin_ts, e.end_ts) for e in collections),
+        )
+        self.connection.executemany(
+            "INSERT INTO aliases VALUES (?, ?, ?, ?)", (msgspec.structs.astuple(alias) for alias in aliases)
+        )
+
+    # --------------------------------------------------------------------------------------- collections
+
+    def load_collections(self) -> list[StoredCollection]:
+        """All collections of the last checkpoint."""
+        with self._guard():
+            return [StoredCollection(*row) for row in self.connection.execute("SELECT * FROM collections")]
+
+    def save_collection(self, stored: StoredCollection) -> None:
+        """Write a collection's line, and make its tables if it is new; inside a transaction."""
+        n = stored.ordinal
+        for statement in (
+            f"CREATE TABLE IF NOT EXISTS rows_{n} (row INTEGER PRIMARY KEY, record_id TEXT NOT NULL,"
+            " begin_ts INTEGER NOT NULL, end_ts INTEGER NOT NULL, offset INTEGER NOT NULL, size INTEGER NOT NULL)",
+            f"CREATE TABLE IF NOT EXISTS postings_{n} (first_row INTEGER PRIMARY KEY, segment BLOB NOT NULL)",
+        ):
+            self.connection.execute(statement)
+        self.connection.execute(
+            "INSERT OR REPLACE INTO collections VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+            (
+                n,
+                stored.collection_id,
+                stored.generation,
+                stored.rows,
+                stored.payload_bytes,
+                stored.hnsw_file,
+                stored.hnsw_rows,
+                stored.hnsw_checksum,
+                stored.ef,
+                stored.measured_recall,
+            ),
+        )
+
+    def drop_collection(self, ordinal: int) -> None:
+        """Forget a collection and its tables, inside a transaction."""
+        self.connection.execute(f"DROP TABLE IF EXISTS rows_{ordinal}")
+        self.connection.execute(f"DROP TABLE IF EXISTS postings_{ordinal}")
+        self.connection.execute("DELETE FROM collections WHERE ordinal = ?", (ordinal,))
+
+    def load_rows(self, stored: StoredCollection) -> StoredRows:
+        """All rows of a collection.
+
+        Raises:
+            CorruptionError: Rows are missing.
+        """
+        with self._guard():
+            found = self.connection.execute(
+                f"SELECT record_id, begin_ts, end_ts, offset, size, row FROM rows_{stored.ordinal} ORDER BY row"
+            ).fetchall()
+        if len(found) != stored.rows or (found and found[-1][5] != stored.rows - 1):
+            raise CorruptionError(
+                f"{self._name} has {len(found)} rows of collection {stored.collection_id}, expected {stored.rows}",
+                file=self._name,
+            )
+        ids, begin, end, offset, size, _ = zip(*found, strict=True) if found else ((),) * 6
+        return StoredRows(
+            list(ids),
+            np.array(begin, np.int64),
+            np.array(end, np.int64),
+            np.array(offset, np.int64),
+            np.array(size, np.int32),
+        )
+
+    def save_rows(self, ordinal: int, first_row: int, rows: StoredRows, ended: dict[int, int]) -> None:
+        """Add rows from ``first_row`` on, and write the ``end`` of older rows again; inside a transaction."""
+        self.connection.executemany(
+            f"INSERT INTO rows_{ordinal} VALUES (?, ?, ?, ?, ?, ?)",
+            zip(
+                range(first_row, first_row + len(rows.ids)),
+                rows.ids,
+                rows.begin.tolist(),
+                rows.end.tolist(),
+                rows.offset.tolist(),
+                rows.size.tolist(),
+                strict=True,
+            ),
+        )
+        self.connection.executemany(
+            f"UPDATE rows_{ordinal} SET end_ts = ? WHERE row = ?", ((end, row) for row, end in ended.items())
+        )
+
+    def load_postings(self, ordinal: int) -> Iterator[bytes]:
+        """The posting segments in row order."""
+        with self._guard():
+            yield from (
+                row[0]
+                for row in self.connection.execute(f"SELECT segment FROM postings_{ordinal} ORDER BY first_row")
+            )
+
+    def save_postings(self, ordinal: int, first_row: int, segment: bytes) -> None:
+        """Add the postings of the rows from ``first_row`` on, inside a transaction."""
+        self.connection.execute(f"INSERT INTO postings_{ordinal} VALUES (?, ?)", (first_row, segment))
+
+    # -------------------------------------------------------------------------------------- transactions
+
+    def load_prepared(self) -> list[bytes]:
+        """The undecided PREPARE records."""
+        with self._guard():
+            return [row[0] for row in self.connection.execute("SELECT record FROM transactions ORDER BY txn_id")]
+
+    def save_prepared(self, records: dict[str, bytes]) -> None:
+        """Make the stored PREPAREs equal to ``records``, inside a transaction."""
+        stored = {row[0] for row in self.connection.execute("SELECT txn_id FROM transactions")}
+        self.connection.executemany(
+            "DELETE FROM transactions WHERE txn_id = ?", ((txn_id,) for txn_id in stored - records.keys())
+        )
+        self.connection.executemany(
+            "INSERT INTO transactions VALUES (?, ?)",
+            ((txn_id, record) for txn_id, record in records.items() if txn_id not in stored),
+        )
+
+    def outcome(self, txn_id: str) -> Outcome | None:
+        """How a transaction ended, if the last checkpoint knew it."""
+        row = self._one(
+            "SELECT ts, content_hash, count, decided_ms, unacknowledged FROM outcomes WHERE txn_id = ?", txn_id
+        )
+        return None if row is None else _outcome(row)
+
+    def unacknowledged(self) -> dict[str, Outcome]:
+        """Outcomes that participants have to be told of."""
+        with self._guard():
+            return {
+                row[0]: _outcome(row[1:])
+                for row in self.connection.execute(
+                    "SELECT txn_id, ts, content_hash, count, decided_ms, unacknowledged FROM outcomes"
+                    " WHERE unacknowledged != ''"
+                )
+            }
+
+    def save_outcomes(self, outcomes: dict[str, Outcome], forget_before_ms: int) -> None:
+        """Add outcomes and drop old ones that everybody has acknowledged, inside a transaction."""
+        self.connection.executemany(
+            "INSERT OR REPLACE INTO outcomes VALUES (?, ?, ?, ?, ?, ?)",
+            (
+                (txn_id, o.ts, o.content_hash, o.count, o.decided_ms, ",".join(map(str, sorted(o.unacknowledged))))
+                for txn_id, o in outcomes.items()
+            ),
+        )
+        self.connection.execute(
+            "DELETE FROM outcomes WHERE decided_ms < ? AND unacknowledged = ''", (forget_before_ms,)
+        )
+
+    # --------------------------------------------------------------------------------------------- inside
+
+    def _one(self, statement: str, *values: object) -> tuple[Any, ...] | None:
+        with self._guard():
+            row: tuple[Any, ...] | None = self.connection.execute(statement, values).fetchone()
+            return row
+
+    @contextmanager
+    def _guard(self) -> Iterator[None]:
+        try:
+            yield
+        except sqlite3.OperationalError as error:
+            raise StorageFailureException(f"{self._name}: SQLite failed: {error}", file=self._name) from error
+        except sqlite3.DatabaseError as error:
+            raise CorruptionError(f"{self._name}: SQLite cannot read it: {error}", file=self._name) from error
+
+
+def _outcome(row: tuple[Any, ...]) -> Outcome:
+    ts, content_hash, count, decided_ms, waiting = row
+    shards = frozenset(int(part) for part in str(waiting).split(",") if part)
+    return Outcome(ts, content_hash, count, decided_ms, shards)

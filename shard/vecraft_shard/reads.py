@@ -1,0 +1,224 @@
+"""Read requests: at one snapshot, the same rule everywhere.
+
+1. Choose the snapshot, or take the given one; refuse it below the safe point.
+2. See that it is not above the durable ceiling (else the engine raises that first).
+3. Move the clock to it; if something undecided at or below it concerns the collection, answer ``Undecided``.
+4. Read, under the shared latch.
+5. Check the safe point once more: if it passed the snapshot meanwhile, the answer may miss what was reclaimed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from heapq import nsmallest
+
+import numpy as np
+import numpy.typing as npt
+from vecraft_shard.search import explain_search, run_search
+
+from vecraft_data_model.errors import CollectionNotExistedException, InvalidDataException
+from vecraft_data_model.messages import (
+    CHOOSE_SNAPSHOT,
+    CatalogReply,
+    Count,
+    CountReply,
+    Describe,
+    DescribeReply,
+    Float32Array,
+    Get,
+    Hits,
+    ListCollections,
+    ReadRequest,
+    Response,
+    RowsReply,
+    Scan,
+    Search,
+    SearchReply,
+    Undecided,
+)
+from vecraft_data_model.schema import CollectionSchema
+from vecraft_data_model.validation import as_matrix
+from vecraft_shard.collection import Collection
+from vecraft_shard.indexes.hnsw import HnswIndex
+from vecraft_shard.state import ShardState
+from vecraft_shard.store import VectorColumn
+from vecraft_shard.versions import NO_ROW
+
+
+class CollectionView:
+    """One collection at one snapshot, as the search executor sees it."""
+
+    __slots__ = (
+        "all_visible", "begin", "collection", "column", "ef", "end", "hnsw", "ids", "indexed", "matching", "norms",
+        "rows", "schema", "snapshot",
+    )  # fmt: skip
+
+    def __init__(self, collection: Collection, snapshot: int, ef: int) -> None:
+        versions = collection.versions
+        self.collection = collection
+        self.snapshot = snapshot
+        self.schema: CollectionSchema = collection.schema
+        self.rows = versions.rows
+        self.indexed = collection.indexed
+        self.column: VectorColumn = collection.column
+        self.norms: Float32Array | None = collection.norms
+        self.hnsw: HnswIndex | None = collection.hnsw
+        self.begin = versions.begin
+        self.end = versions.end
+        self.ids: Sequence[str] = versions.ids
+        self.all_visible = versions.all_visible(snapshot)
+        self.ef = ef
+        self.matching = collection.matching
+
+
+class Reader:
+    """Read requests against the state of one shard."""
+
+    def __init__(self, state: ShardState, raise_ceiling: Callable[[int, int], None]) -> None:
+        self._state = state
+        self._raise_ceiling = raise_ceiling
+
+    def handle(self, request: ReadRequest, now_ms: int) -> Response:
+        """Answer a read.
+
+        Raises:
+            VecraftError: The request is refused.
+        """
+        state = self._state
+        timeline = state.timeline
+        collection_id = self._footprint(request)
+        if request.snapshot == CHOOSE_SNAPSHOT:
+            snapshot, blocking = timeline.choose(request.min_ts, now_ms, collection_id)
+        else:
+            snapshot = request.snapshot
+            timeline.check_readable(snapshot)
+            blocking = timeline.admit(snapshot, now_ms, collection_id)
+        if blocking:
+            return Undecided(blocking)
+        if snapshot > timeline.ceiling:
+            self._raise_ceiling(snapshot, now_ms)
+        with state.latch.shared():
+            timeline.check_readable(snapshot)
+            return self._read(request, snapshot)
+
+    def _footprint(self, request: ReadRequest) -> str | None:
+        if isinstance(request, ListCollections):
+            return None
+        try:
+            return self._state.catalog.resolve(request.collection).collection_id  # type: ignore[attr-defined]
+        except CollectionNotExistedException:
+            # It may exist at the snapshot, or be about to be created: only the catalog's own changes can tell.
+            return None
+
+    def _read(self, request: ReadRequest, snapshot: int) -> Response:
+        if isinstance(request, ListCollections):
+            return CatalogReply(snapshot, *self._state.catalog.listing(snapshot))
+        entry = self._state.catalog.resolve(request.collection, snapshot)  # type: ignore[attr-defined]
+        collection = self._state.collections[entry.collection_id]
+        match request:
+            case Search():
+                return self._search(collection, request, snapshot)
+            case Get():
+                return _get(collection, request, snapshot)
+            case Scan():
+                return _scan(collection, request, snapshot)
+            case Count():
+                return _count(collection, request, snapshot)
+            case Describe():
+                return self._describe(collection, entry.schema, snapshot)
+        raise InvalidDataException(f"a shard does not answer {type(request).__name__}")
+
+    def _search(self, collection: Collection, request: Search, snapshot: int) -> SearchReply:
+        schema = collection.schema
+        if request.k < 1:
+            raise InvalidDataException(f"k must be at least 1, got {request.k}")
+        as_matrix(request.queries, schema.dim, metric=schema.metric, what="query")
+        view = CollectionView(collection, snapshot, self.ef_of(collection))
+        found = run_search(view, request)
+        explain = explain_search(view, request) if request.explain else None
+        ids = view.ids
+        hits = []
+        for rows, distances in found:
+            numbers = rows.tolist()
+            payloads = vectors = None
+            if request.with_payloads or request.with_vectors:
+                vectors = collection.vectors_of(numbers)
+            if request.with_payloads and vectors is not None:
+                payloads = collection.payloads_of(numbers, vectors)
+            hits.append(
+                Hits(
+                    [ids[row] for row in numbers],
+                    distances.tolist(),
+                    payloads,
+                    vectors if request.with_vectors else None,
+                )
+            )
+        return SearchReply(snapshot, hits, explain)
+
+    def ef_of(self, collection: Collection) -> int:
+        """The search depth in force: override, else measured, else the default."""
+        return collection.ef or collection.tuned_ef or self._state.config.ef_runtime
+
+    def _describe(self, collection: Collection, schema: CollectionSchema, snapshot: int) -> DescribeReply:
+        return DescribeReply(
+            snapshot,
+            schema,
+            collection.collection_id,
+            int(np.count_nonzero(collection.versions.visible(snapshot, collection.versions.rows))),
+            collection.tail_rows,
+            collection.indexed,
+            collection.dead_rows,
+            self.ef_of(collection),
+            collection.measured_recall,
+            collection.disk_bytes,
+        )
+
+
+def _get(collection: Collection, request: Get, snapshot: int) -> RowsReply:
+    rows = [collection.versions.row_at(record_id, snapshot) for record_id in request.ids]
+    found = [row for row in rows if row != NO_ROW]
+    return RowsReply(snapshot, collection.rows_of(found, with_vectors=request.with_vectors))
+
+
+def _count(collection: Collection, request: Count, snapshot: int) -> CountReply:
+    versions = collection.versions
+    matching = collection.matching(request.where, request.where_document)
+    if matching is None:
+        if versions.max_begin <= snapshot and versions.alive == versions.rows:
+            return CountReply(snapshot, versions.alive)
+        return CountReply(snapshot, int(np.count_nonzero(versions.visible(snapshot, versions.rows))))
+    if versions.all_visible(snapshot):
+        return CountReply(snapshot, matching.count)
+    return CountReply(snapshot, len(_visible_rows(collection, matching.rows(), snapshot)))
+
+
+def _scan(collection: Collection, request: Scan, snapshot: int) -> RowsReply:
+    if request.limit < 1:
+        raise InvalidDataException(f"limit must be at least 1, got {request.limit}")
+    versions, wanted = collection.versions, request.limit + 1
+    matching = collection.matching(request.where, request.where_document)
+    rows: list[int] = []
+    if matching is None:
+        for record_id in collection.ids_after(request.after):
+            row = versions.row_at(record_id, snapshot)
+            if row != NO_ROW:
+                rows.append(row)
+                if len(rows) == wanted:
+                    break
+    else:
+        visible = _visible_rows(collection, matching.rows(), snapshot).tolist()
+        ids = versions.ids
+        if request.after is not None:
+            visible = [row for row in visible if ids[row] > request.after]
+        rows = nsmallest(wanted, visible, key=ids.__getitem__)
+    page = rows[: request.limit]
+    found = collection.rows_of(page, with_payloads=request.with_payloads, with_vectors=request.with_vectors)
+    return RowsReply(snapshot, found, more=len(rows) > request.limit)
+
+
+def _visible_rows(
+    collection: Collection, rows: npt.NDArray[np.int64], snapshot: int
+) -> npt.NDArray[np.int64]:
+    versions = collection.versions
+    kept: npt.NDArray[np.int64] = rows[(versions.begin[rows] <= snapshot) & (versions.end[rows] > snapshot)]
+    return kept

@@ -1,0 +1,145 @@
+"""Opening a shard: the last checkpoint, then the log after it.
+
+1. Become the owner: the directory's lock, and an epoch higher than any before, made durable.
+2. Open ``shard.sqlite``; cut the store files to the lengths it names; load versions, postings and graphs.
+3. Replay the log after the checkpoint's LSN, with the same code that applied it the first time.
+4. Start the clock at the durable ceiling.
+
+Nothing of this is undone by a crash half-way, and nothing is done twice: doing it again gives the same state. That is
+so because replaying only ever writes to the store files what stood there before, in the same places.
+"""
+
+from __future__ import annotations
+
+from vecraft_data_model.errors import CorruptionError
+from vecraft_data_model.hlc import HybridLogicalClock
+from vecraft_data_model.ports import Disk, Latch
+from vecraft_shard.collection import Collection
+from vecraft_shard.config import ShardConfig
+from vecraft_shard.locations import Locations, Outcome
+from vecraft_shard.records import (
+    RecordType,
+    ResolvedDelete,
+    ResolvedPut,
+    decode_decision,
+    decode_timestamp,
+    decode_transaction,
+)
+from vecraft_shard.state import ShardState
+from vecraft_shard.timeline import Timeline
+from vecraft_shard.wal import Wal, WalRecord
+
+EPOCH_FILE = "EPOCH"
+
+
+def raise_epoch(disk: Disk) -> int:
+    """Write an epoch one above the last one, durably, and return it.
+
+    Raises:
+        CorruptionError: The file does not hold a number.
+    """
+    file = disk.open(EPOCH_FILE)
+    text = file.pread(64, 0).strip()
+    file.close()
+    if text and not text.isdigit():
+        raise CorruptionError(f"{EPOCH_FILE} at 0: holds {text[:32]!r} instead of a number", file=EPOCH_FILE, offset=0)
+    epoch = int(text or b"0") + 1
+    fresh = disk.open(f"{EPOCH_FILE}.new")
+    fresh.truncate(0)
+    fresh.pwrite(b"%d\n" % epoch, 0)
+    fresh.sync()
+    fresh.close()
+    disk.rename(f"{EPOCH_FILE}.new", EPOCH_FILE)
+    return epoch
+
+
+def recover(disk: Disk, shard_id: int, now_ms: int, config: ShardConfig, latch: Latch) -> ShardState:
+    """Return the state of a shard as its last owner left it, or a new one.
+
+    Raises:
+        CorruptionError: A file does not say what was written, beyond what a crash explains.
+        StorageFailureException: The disk failed, or another owner holds the directory.
+    """
+    epoch = raise_epoch(disk)
+    locations = Locations(disk.path("shard.sqlite") if disk.durable else None)
+    try:
+        after_lsn = locations.meta("checkpoint_lsn", 0)
+        wal = Wal.open(disk, epoch=epoch, after_lsn=after_lsn, salt=epoch)
+        clock = HybridLogicalClock(0, config.max_clock_skew_ms)
+        timeline = Timeline(
+            clock,
+            ceiling=locations.meta("ceiling", 0),
+            safe_point=locations.meta("safe_point", 0),
+            ceiling_ms=config.ceiling_ms,
+        )
+        catalog = locations.load_catalog()
+        latest = {entry.collection_id: entry.schema for entry in catalog.collections}
+        collections = {
+            stored.collection_id: Collection.open(stored, latest[stored.collection_id], disk, locations)
+            for stored in locations.load_collections()
+        }
+        state = ShardState(
+            shard_id, epoch, config, disk, latch, locations, wal, timeline, catalog, collections
+        )
+        state.next_ordinal = locations.meta("next_ordinal", 1)
+        state.checkpoint_ms = locations.meta("checkpoint_ms", 0)
+        state.recoveries = epoch - 1
+        state.unacknowledged.update(locations.unacknowledged())
+        for record in locations.load_prepared():
+            state.restore_prepared(decode_transaction(record), now_ms)
+        for record_ in wal.replay():
+            _replay(state, record_, now_ms)
+    except BaseException:
+        locations.close()
+        raise
+    # Above everything this shard ever issued or served; a jump ahead of the wall clock is bounded by `ceiling_ms`.
+    timeline.clock = HybridLogicalClock(max(timeline.ceiling, clock.last), config.max_clock_skew_ms)
+    return state
+
+
+def _replay(state: ShardState, record: WalRecord, now_ms: int) -> None:
+    match record.type:
+        case RecordType.CEILING:
+            state.timeline.ceiling = max(state.timeline.ceiling, decode_timestamp(record.payload))
+        case RecordType.SAFE_POINT:
+            state.timeline.safe_point = max(state.timeline.safe_point, decode_timestamp(record.payload))
+        case RecordType.COMMIT_ONE:
+            txn = decode_transaction(record.payload)
+            state.apply(txn.mutations, txn.ts)
+            count = sum(len(m.ids) for m in txn.mutations if isinstance(m, ResolvedPut | ResolvedDelete))
+            state.outcomes[txn.txn_id] = Outcome(txn.ts, txn.content_hash, count, now_ms)
+        case RecordType.PREPARE:
+            state.restore_prepared(decode_transaction(record.payload), now_ms)
+        case RecordType.COMMIT | RecordType.ABORT:
+            _replay_decision(state, record, now_ms)
+        case RecordType.ACKNOWLEDGED:
+            decision = decode_decision(record.payload)
+            known = state.outcome_of(decision.txn_id)
+            if known is not None:
+                state.outcomes[decision.txn_id] = Outcome(known.ts, known.content_hash, known.count, known.decided_ms)
+            state.unacknowledged.discard(decision.txn_id)
+        case unknown:
+            raise CorruptionError(f"log record {record.lsn} has the unknown type {unknown}", lsn=record.lsn)
+
+
+def _replay_decision(state: ShardState, record: WalRecord, now_ms: int) -> None:
+    decision = decode_decision(record.payload)
+    prepared = state.prepared.get(decision.txn_id)
+    count = 0
+    if decision.ts:
+        if prepared is None:
+            raise CorruptionError(
+                f"log record {record.lsn} commits transaction {decision.txn_id}, which was never prepared",
+                lsn=record.lsn,
+            )
+        state.apply(prepared.record.mutations, decision.ts)
+        count = prepared.count
+    state.let_go(decision.txn_id)
+    state.timeline.settle(decision.txn_id)
+    state.outcomes[decision.txn_id] = Outcome(
+        decision.ts, decision.content_hash, count, now_ms, frozenset(decision.others)
+    )
+    if decision.others:
+        state.unacknowledged.add(decision.txn_id)
+
+

@@ -1,0 +1,151 @@
+"""What one shard knows, in one place, and the two ways in which it changes: a log record, and applying it.
+
+Everything here is rebuilt by recovery from the last checkpoint and the log after it. Applying happens in log order,
+after the fsync, with the latch held exclusively.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from vecraft_data_model.messages import Rows
+from vecraft_data_model.ports import Disk, Latch
+from vecraft_data_model.validation import txn_created_ms
+from vecraft_shard.admission import Admission, Locks
+from vecraft_shard.catalog import Catalog, CollectionEntry
+from vecraft_shard.collection import Collection
+from vecraft_shard.config import ShardConfig
+from vecraft_shard.locations import Locations, Outcome
+from vecraft_shard.records import RecordType, Resolved, ResolvedDelete, ResolvedPut, TransactionRecord
+from vecraft_shard.timeline import CATALOG, Timeline
+from vecraft_shard.wal import Wal
+
+
+@dataclass(frozen=True, slots=True)
+class PreparedTransaction:
+    """A yes vote that is not decided yet. ``since_ms``: when it was prepared, or recovered."""
+
+    record: TransactionRecord
+    since_ms: int
+    count: int
+    preimages: Rows | None = None
+
+
+@dataclass(slots=True)
+class ShardState:
+    """The state of one shard.
+
+    Attributes:
+        outcomes: Decided since the last checkpoint; older ones are in ``locations``.
+        checkpoint_ms: When that checkpoint was, for telling which ids it can know.
+        retired: Collections, or generations of them, that the next checkpoint removes.
+        shadows: Next generations being filled by a compaction.
+        unacknowledged: Transactions that this shard, as their primary, still has to tell others about.
+    """
+
+    shard_id: int
+    epoch: int
+    config: ShardConfig
+    disk: Disk
+    latch: Latch
+    locations: Locations
+    wal: Wal
+    timeline: Timeline
+    catalog: Catalog
+    collections: dict[str, Collection]
+    locks: Locks = field(default_factory=Locks)
+    prepared: dict[str, PreparedTransaction] = field(default_factory=dict)
+    outcomes: dict[str, Outcome] = field(default_factory=dict)
+    unacknowledged: set[str] = field(default_factory=set)
+    retired: list[Collection] = field(default_factory=list)
+    shadows: list[Collection] = field(default_factory=list)
+    checkpoint_ms: int = 0
+    wrote_at_ms: int = 0
+    next_ordinal: int = 1
+    conflicts: int = 0
+    aborts: int = 0
+    batches: int = 0
+    requests: int = 0
+    syncs: int = 0
+    sync_seconds: float = 0.0
+    recoveries: int = 0
+    admission: Admission = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.admission = Admission(
+            self.catalog, self.collections, self.locks, self.timeline, self.config.verify_writes
+        )
+
+    # --------------------------------------------------------------------------------------------- log
+
+    def append(self, records: Sequence[tuple[int, Sequence[bytes | memoryview]]]) -> None:
+        """Write records as one frame and make them durable (as far as ``durability`` asks)."""
+        self.wal.append(records)
+        if self.config.durability == "fsync":
+            self.wal.sync()
+            self.syncs += 1
+
+    def append_lazily(self, record_type: RecordType, pieces: Sequence[bytes | memoryview]) -> None:
+        """Write a record that becomes durable with the next one."""
+        self.wal.append([(record_type, pieces)])
+
+    # ------------------------------------------------------------------------------------------- applying
+
+    def apply(self, mutations: Sequence[Resolved], ts: int) -> None:
+        """Carry out a committed transaction."""
+        for mutation in mutations:
+            match mutation:
+                case ResolvedPut():
+                    self.collections[mutation.collection_id].put(mutation.ids, mutation.vectors, mutation.payloads, ts)
+                case ResolvedDelete():
+                    self.collections[mutation.collection_id].delete(mutation.ids, ts)
+                case _:
+                    entry = self.catalog.apply(mutation, ts)
+                    if entry is not None:
+                        self._take_up(entry)
+
+    def _take_up(self, entry: CollectionEntry) -> None:
+        existing = self.collections.get(entry.collection_id)
+        if existing is not None:
+            existing.schema = entry.schema
+            return
+        self.collections[entry.collection_id] = Collection.create(
+            entry.collection_id, self.next_ordinal, entry.schema, self.disk, self.locations.connection
+        )
+        self.next_ordinal += 1
+
+    def hold(self, prepared: PreparedTransaction) -> None:
+        """Keep a prepared transaction and lock what it touches."""
+        self.prepared[prepared.record.txn_id] = prepared
+        self.locks.acquire(prepared.record, self.catalog)
+
+    def let_go(self, txn_id: str) -> None:
+        """Drop a prepared transaction and its locks; nothing happens if there is none."""
+        prepared = self.prepared.pop(txn_id, None)
+        if prepared is not None:
+            self.locks.release(prepared.record)
+
+    def restore_prepared(self, record: TransactionRecord, now_ms: int) -> None:
+        """Take up a prepared transaction found in the log or in a checkpoint."""
+        count = sum(len(m.ids) for m in record.mutations if isinstance(m, ResolvedPut | ResolvedDelete))
+        self.hold(PreparedTransaction(record, now_ms, count))
+        self.timeline.restore(record.txn_id, record.ts, record.primary, footprint_of(record.mutations))
+
+    # ------------------------------------------------------------------------------------------- outcomes
+
+    def outcome_of(self, txn_id: str) -> Outcome | None:
+        """How a transaction ended here, or None if that was never decided (or is forgotten)."""
+        outcome = self.outcomes.get(txn_id)
+        if outcome is not None:
+            return outcome
+        created = txn_created_ms(txn_id)
+        # An id made after the checkpoint cannot be in it; clocks may differ by the accepted skew.
+        if created is not None and created > self.checkpoint_ms + 2 * self.config.max_clock_skew_ms:
+            return None
+        return self.locations.outcome(txn_id)
+
+
+def footprint_of(mutations: Sequence[Resolved]) -> frozenset[str]:
+    """Ids of the collections that mutations write to, and CATALOG if they change the catalog."""
+    return frozenset(m.collection_id if isinstance(m, ResolvedPut | ResolvedDelete) else CATALOG for m in mutations)
