@@ -1,0 +1,165 @@
+"""A search as users ask for it, checked when it is made.
+
+What can be wrong without knowing the collection is found here (numbers, filters, names); its dimension and metric are
+checked where the collection is known.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Any, Final
+
+import msgspec
+import numpy as np
+import numpy.typing as npt
+
+from vecraft_data_model.checksums import DEFAULT_ALGORITHM, HASHES, check_algorithm
+from vecraft_data_model.errors import ChecksumValidationFailureError, InvalidDataException
+from vecraft_data_model.filters import DocumentFilter, Filter, parse_where, parse_where_document
+from vecraft_data_model.validation import (
+    as_vector,
+    check_ef,
+    check_flag,
+    check_k,
+    check_max_distance,
+    shown,
+)
+from vecraft_data_model.vector_packet import VectorPacket, frozen, vector_from_json, vector_to_json
+
+Float32Array = npt.NDArray[np.float32]
+
+INCLUDABLE: Final = ("metadata", "document", "vector")
+DEFAULT_INCLUDE: Final = ("metadata", "document")
+
+
+class QueryPacket:
+    """The k records nearest to a vector.
+
+    Args:
+        query_vector: A :class:`VectorPacket`, an array or a list of numbers.
+        k: How many, 1 to 2**20.
+        where: Filter on metadata.
+        where_document: Filter on documents.
+        ef: Search depth of the graph, 1 to 65536; None for the collection's own.
+        exact: Compare with every record instead of searching the graph.
+        max_distance: Leave out what is farther.
+        include: What results carry besides id and distance: any of ``metadata``, ``document``, ``vector``.
+        checksum_algorithm: Of the packet's own checksum.
+
+    Attributes:
+        query_vector: (dim,) float32, read-only.
+        filter: ``where``, parsed; None without one.
+        document_filter: ``where_document``, parsed; None without one.
+
+    Raises:
+        InvalidDataException: An argument that is not accepted (``InvalidFilterError`` for the filters).
+    """
+
+    __slots__ = (
+        "checksum_algorithm", "document_filter", "ef", "exact", "filter", "include", "k", "max_distance",
+        "query_vector", "where", "where_document",
+    )  # fmt: skip
+
+    def __init__(
+        self,
+        query_vector: VectorPacket | npt.ArrayLike,
+        k: int = 10,
+        where: dict[str, Any] | None = None,
+        where_document: dict[str, Any] | None = None,
+        ef: int | None = None,
+        exact: bool = False,
+        max_distance: float | None = None,
+        include: Iterable[str] = DEFAULT_INCLUDE,
+        checksum_algorithm: str = DEFAULT_ALGORITHM,
+    ) -> None:
+        # The vector may still be the caller's own array: a packet keeps a copy.
+        self.query_vector: Float32Array = frozen(as_vector(query_vector, what="query_vector"), copy=True)
+        self.k = check_k(k)
+        self.where = where
+        self.where_document = where_document
+        self.filter: Filter | None = None if where is None else parse_where(where)
+        self.document_filter: DocumentFilter | None = (
+            None if where_document is None else parse_where_document(where_document)
+        )
+        self.ef = check_ef(ef)
+        self.exact = check_flag(exact, "exact")
+        self.max_distance = check_max_distance(max_distance)
+        self.include = check_include(include)
+        self.checksum_algorithm = check_algorithm(checksum_algorithm)
+
+    @property
+    def checksum(self) -> str:
+        """Digest over the whole query, in hexadecimal."""
+        fields = {name: value for name, value in self._fields().items() if name != "query_vector"}
+        hasher = HASHES[self.checksum_algorithm](msgspec.json.encode(fields, order="deterministic"))
+        hasher.update(self.query_vector.astype("<f4", copy=False).tobytes())
+        digest: str = hasher.hexdigest()
+        return digest
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the query as JSON values, with its checksum. Datetimes in filters become ISO 8601."""
+        data: dict[str, Any] = msgspec.to_builtins(self._fields())
+        data["query_vector"] = vector_to_json(self.query_vector)
+        data["checksum"] = self.checksum
+        return data
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> QueryPacket:
+        """Build a query from a dict: ``to_dict``'s, or one with ``query_vector`` (a list, too) at least.
+
+        Raises:
+            InvalidDataException: Not an object, an unknown or missing key, a bad value.
+            ChecksumValidationFailureError: It comes with a checksum that does not hold.
+        """
+        if not isinstance(data, Mapping):
+            raise InvalidDataException(f"a query must be an object; got {shown(data)}")
+        fields = dict(data)
+        checksum = fields.pop("checksum", None)
+        accepted = [name for name in cls.__slots__ if name not in ("filter", "document_filter")]
+        unknown = [key for key in fields if key not in accepted]
+        if unknown:
+            raise InvalidDataException(f"unknown query key {shown(unknown[0])}; accepted are {', '.join(accepted)}")
+        if "query_vector" not in fields:
+            raise InvalidDataException("a query needs a query_vector")
+        fields["query_vector"] = vector_from_json(fields["query_vector"], "query_vector")
+        query = cls(**fields)
+        if checksum not in (None, query.checksum):
+            raise ChecksumValidationFailureError(
+                f"a query came with the checksum {shown(checksum)}, but its contents have {query.checksum}"
+            )
+        return query
+
+    def _fields(self) -> dict[str, Any]:
+        return {name: getattr(self, name) for name in self.__slots__ if name not in ("filter", "document_filter")}
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, QueryPacket) and self.checksum == other.checksum
+
+    def __hash__(self) -> int:
+        return hash(self.checksum)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return (_restored, (self._fields(),))
+
+    def __repr__(self) -> str:
+        return f"QueryPacket(dim={len(self.query_vector)}, k={self.k}, where={self.where!r})"
+
+
+def check_include(include: object) -> tuple[str, ...]:
+    """Return what results shall carry: any of ``metadata``, ``document``, ``vector``.
+
+    Raises:
+        InvalidDataException: Something else, or a string instead of a list.
+    """
+    if include is DEFAULT_INCLUDE:
+        return DEFAULT_INCLUDE
+    if isinstance(include, Iterable) and not isinstance(include, str | bytes | Mapping):
+        names = tuple(include)
+        if all(isinstance(name, str) and name in INCLUDABLE for name in names):
+            return names
+        include = names
+    raise InvalidDataException(f"include must be a list of {', '.join(INCLUDABLE)}; got {str(include)[:100]!r}")
+
+
+def _restored(fields: dict[str, Any]) -> QueryPacket:
+    return QueryPacket(**fields)
