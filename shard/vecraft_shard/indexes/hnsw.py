@@ -1,0 +1,232 @@
+"""The graph over a collection's settled rows: hnswlib, with what it leaves out.
+
+Rows ``[0, count)`` are in the graph, the label of each is its row number, and only ``add`` at the end makes it longer.
+
+hnswlib trusts its callers, so nothing unchecked reaches it: not a query of another dimension (it would read beyond the
+array), not NaN, not a file that was damaged (it would load it, or crash). Three habits of it shape this module:
+
+* The search depth ``ef`` is one setting of the whole index, so that two threads asking for different depths would race.
+  But a search for ``k`` neighbours goes ``max(ef, k)`` deep: the setting is left at 1, every search asks for as many
+  neighbours as it wants depth, and takes the first ``k`` of them. No lock is needed.
+* If it finds fewer neighbours than asked for (deleted rows, a thin graph) it raises instead of answering: then it is
+  asked for fewer, at a greater depth.
+* Its predicate filters cost a Python call per visited node. What a filter leaves over is cheaper to pick from a deeper
+  search, so that ``allowed`` does.
+
+Not for use during ``add``: the owner's latch keeps searches out. Deletions and versions are the caller's business, too,
+apart from rows that were reclaimed for good (``forget``).
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import hnswlib
+import numpy as np
+import numpy.typing as npt
+import xxhash
+
+from vecraft_data_model.errors import CorruptionError, InvalidDataException, UnsupportedMetricException
+from vecraft_shard.indexes.rowset import RowSet
+
+Float32Array = npt.NDArray[np.float32]
+Int64Array = npt.NDArray[np.int64]
+
+_SPACES = {"l2": "l2", "cosine": "cosine", "ip": "ip"}
+_GROWTH = 1.5
+_INITIAL_CAPACITY = 1024
+_SEED = 100
+_READ_BYTES = 1 << 20
+
+
+class HnswIndex:
+    """One graph.
+
+    Args:
+        dim: Length of the vectors.
+        metric: ``l2`` (squared Euclidean), ``cosine`` (1 − cosine) or ``ip`` (1 − inner product).
+        M: Links per node and level.
+        ef_construction: Depth of the searches that place a new node.
+
+    Raises:
+        UnsupportedMetricException: Any other metric.
+    """
+
+    def __init__(self, dim: int, metric: str, M: int = 16, ef_construction: int = 200) -> None:
+        if metric not in _SPACES:
+            raise UnsupportedMetricException(f"metric must be one of {', '.join(_SPACES)}, got {metric!r}")
+        self.dim = dim
+        self.metric = metric
+        self.M = M
+        self.ef_construction = ef_construction
+        self.count = 0
+        """Rows in the graph, forgotten ones included."""
+        self.forgotten = 0
+        self._index = self._fresh()
+        self._index.init_index(_INITIAL_CAPACITY, M=M, ef_construction=ef_construction, random_seed=_SEED)
+        self._configure()
+
+    def add(self, vectors: npt.NDArray[np.floating], threads: int = 1) -> None:
+        """Append the next rows: (n, dim), any float type, finite (and not zero under cosine)."""
+        batch = self._checked(vectors)
+        if not len(batch):
+            return
+        needed = self.count + len(batch)
+        if needed > self._index.get_max_elements():
+            self._index.resize_index(max(needed, int(self._index.get_max_elements() * _GROWTH)))
+        self._index.add_items(batch, np.arange(self.count, needed), num_threads=threads)
+        self.count = needed
+
+    def search(
+        self, queries: Float32Array, k: int, ef: int, allowed: RowSet | None = None, threads: int = 1
+    ) -> tuple[Int64Array, Float32Array]:
+        """Find the nearest rows.
+
+        Args:
+            queries: (q, dim) float32, C-contiguous, finite.
+            k: At most so many neighbours each.
+            ef: Depth: how many candidates are kept while searching; at least ``k`` is used.
+            allowed: Only these rows count. They are picked from the ``ef`` candidates, so choose ``ef`` accordingly:
+                a query for which fewer than ``k`` are among them has its line filled up with label −1, distance inf.
+            threads: To spread the queries over.
+
+        Returns:
+            Labels (q, k′) int64 and distances (q, k′) float32, nearest first; k′ ≤ k is the same for all queries.
+        """
+        live = self.count - self.forgotten
+        depth = min(max(k, ef), live)
+        if depth <= 0:
+            return np.empty((len(queries), 0), np.int64), np.empty((len(queries), 0), np.float32)
+        if queries.dtype != np.float32 or queries.ndim != 2 or queries.shape[1] != self.dim:
+            raise InvalidDataException(
+                f"queries must be float32 of shape (q, {self.dim}), got {queries.dtype} of shape {queries.shape}"
+            )
+        try:
+            labels, distances = self._index.knn_query(queries, depth, threads)
+        except RuntimeError:
+            labels, distances = self._search_thin(queries, min(k, live), depth)
+        labels = labels.view(np.int64)
+        if allowed is not None:
+            return _pick(labels, distances, k, allowed)
+        if labels.shape[1] > k:
+            return labels[:, :k], distances[:, :k]
+        return labels, distances
+
+    def vectors(self, rows: Int64Array) -> Float32Array:
+        """The vectors of some rows as the graph holds them (normalised under cosine), (n, dim) float32."""
+        return np.array(self._index.get_items(rows), np.float32).reshape(-1, self.dim)
+
+    def forget(self, rows: RowSet) -> None:
+        """Leave rows out of all answers from now on; they keep their place in the graph."""
+        for row in rows.rows().tolist():
+            if row < self.count:
+                try:
+                    self._index.mark_deleted(row)
+                except RuntimeError:  # the one reason left: it is marked already
+                    continue
+                self.forgotten += 1
+
+    # ---------------------------------------------------------------------------------------------- files
+
+    def save(self, path: str | Path) -> int:
+        """Write the graph to a file, synced. Returns its checksum, to be kept elsewhere: the file is hnswlib's own.
+
+        The checksum is the XXH3-64 of the whole file without its highest bit, so that SQLite can hold it.
+        """
+        self._index.save_index(os.fspath(path))
+        return _digest(Path(path), sync=True)
+
+    def load(self, path: str | Path, checksum: int, count: int, forgotten: int = 0) -> None:
+        """Replace the contents by a saved graph of ``count`` rows, ``forgotten`` of which were when it was saved.
+
+        Raises:
+            CorruptionError: The file is missing, is not what was saved, or holds something else; nothing has changed.
+        """
+        file = Path(path)
+        try:
+            found = _digest(file)
+        except OSError as error:
+            raise CorruptionError(f"{file}: the index file cannot be read ({error})", file=str(file)) from error
+        if found != checksum:
+            raise CorruptionError(
+                f"{file}: the index file does not match its checksum: {checksum:016x} was saved, {found:016x} is there",
+                file=str(file),
+            )
+        index = self._fresh()
+        try:
+            index.load_index(os.fspath(file), max_elements=count)
+        except RuntimeError as error:
+            raise CorruptionError(f"{file}: hnswlib does not accept the index file: {error}", file=str(file)) from error
+        if index.get_current_count() != count or index.M != self.M:
+            raise CorruptionError(
+                f"{file}: holds {index.get_current_count()} rows with M={index.M}, expected {count} with M={self.M}",
+                file=str(file),
+            )
+        self._index, self.count, self.forgotten = index, count, forgotten
+        self._configure()
+
+    # --------------------------------------------------------------------------------------------- inside
+
+    def _fresh(self) -> hnswlib.Index:
+        return hnswlib.Index(space=_SPACES[self.metric], dim=self.dim)
+
+    def _configure(self) -> None:
+        self._index.set_ef(1)
+        self._index.set_num_threads(1)
+
+    def _checked(self, vectors: npt.NDArray[np.floating]) -> Float32Array:
+        batch = np.ascontiguousarray(vectors, np.float32)
+        if batch.ndim != 2 or batch.shape[1] != self.dim:
+            raise InvalidDataException(f"vectors must have shape (n, {self.dim}), got {batch.shape}")
+        if not np.isfinite(batch).all():
+            raise InvalidDataException("vectors must be finite: NaN would corrupt the graph")
+        return batch
+
+    def _search_thin(self, queries: Float32Array, k: int, depth: int) -> tuple[npt.NDArray[np.uint64], Float32Array]:
+        """Search where some query finds fewer than ``depth`` rows: each for itself, for as many as it can reach."""
+        found = [self._search_one(queries[i : i + 1], k, depth) for i in range(len(queries))]
+        width = max(len(labels) for labels, _ in found)
+        all_labels = np.full((len(found), width), np.uint64(2**64 - 1))
+        all_distances = np.full((len(found), width), np.inf, np.float32)
+        for i, (labels, distances) in enumerate(found):
+            all_labels[i, : len(labels)], all_distances[i, : len(labels)] = labels, distances
+        return all_labels, all_distances
+
+    def _search_one(self, query: Float32Array, k: int, depth: int) -> tuple[npt.NDArray[np.uint64], Float32Array]:
+        # Rows that are deleted take no places among the candidates, so a shortfall means that the reachable part of the
+        # graph is used up: what is left is to ask for less. Halving keeps the number of attempts small.
+        while depth > 0:
+            try:
+                labels, distances = self._index.knn_query(query, depth, 1)
+                return labels[0], distances[0]
+            except RuntimeError:
+                depth = max(k, depth // 2) if depth > k else depth // 2
+        return np.empty(0, np.uint64), np.empty(0, np.float32)
+
+
+def _pick(labels: Int64Array, distances: Float32Array, k: int, allowed: RowSet) -> tuple[Int64Array, Float32Array]:
+    """Keep the first ``k`` allowed labels of each line."""
+    inside = allowed.contains(labels.ravel()).reshape(labels.shape)
+    inside &= labels >= 0
+    width = min(k, int(inside.sum(axis=1).max(initial=0)))
+    picked_labels = np.full((len(labels), width), -1, np.int64)
+    picked_distances = np.full((len(labels), width), np.inf, np.float32)
+    place = np.cumsum(inside, axis=1)
+    inside &= place <= width
+    lines, columns = np.nonzero(inside)
+    places = place[lines, columns] - 1
+    picked_labels[lines, places] = labels[lines, columns]
+    picked_distances[lines, places] = distances[lines, columns]
+    return picked_labels, picked_distances
+
+
+def _digest(path: Path, sync: bool = False) -> int:
+    """Checksum of a file, which is made durable on the way if ``sync``."""
+    digest = xxhash.xxh3_64()
+    with path.open("r+b" if sync else "rb") as file:
+        while block := file.read(_READ_BYTES):
+            digest.update(block)
+        if sync:
+            os.fsync(file.fileno())
+    return digest.intdigest() & (2**63 - 1)

@@ -1,0 +1,160 @@
+"""The graph: right answers, bad input kept out, files verified."""
+
+from __future__ import annotations
+
+import threading
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import pytest
+
+from vecraft_data_model.errors import CorruptionError, InvalidDataException, UnsupportedMetricException
+from vecraft_shard.indexes.hnsw import HnswIndex
+from vecraft_shard.indexes.rowset import RowSet
+
+DIM = 16
+
+
+def vectors(n: int, seed: int = 0) -> npt.NDArray[np.float32]:
+    return np.random.default_rng(seed).normal(size=(n, DIM)).astype(np.float32)
+
+
+def brute(metric: str, data: npt.NDArray[np.float32], query: npt.NDArray[np.float32]) -> npt.NDArray[np.float64]:
+    data, query = data.astype(np.float64), query.astype(np.float64)
+    if metric == "l2":
+        return ((data - query) ** 2).sum(axis=1)
+    if metric == "ip":
+        return 1 - data @ query
+    return 1 - data @ query / (np.linalg.norm(data, axis=1) * np.linalg.norm(query))
+
+
+@pytest.mark.parametrize("metric", ["l2", "cosine", "ip"])
+def test_finds_the_nearest_over_several_additions(metric: str) -> None:
+    data, index = vectors(3000), HnswIndex(DIM, metric)
+    for at in range(0, 3000, 700):
+        index.add(data[at : at + 700])
+    queries = vectors(20, seed=1)
+    labels, distances = index.search(queries, 10, 200)
+    assert labels.dtype == np.int64 and distances.dtype == np.float32
+    hits = 0
+    for query, line, measured in zip(queries, labels, distances, strict=True):
+        exact = brute(metric, data, query)
+        np.testing.assert_allclose(measured, exact[line], rtol=1e-4, atol=1e-4)
+        assert (np.diff(measured) >= 0).all()
+        hits += len(set(line.tolist()) & set(np.argsort(exact)[:10].tolist()))
+    assert hits >= 195
+
+
+def test_float16_columns_are_taken_as_they_are() -> None:
+    data, index = vectors(200).astype(np.float16), HnswIndex(DIM, "l2")
+    index.add(data)
+    labels, distances = index.search(data[7:8].astype(np.float32), 1, 50)
+    assert labels.tolist() == [[7]] and distances.tolist() == [[0.0]]
+
+
+def test_asks_for_no_more_than_there_is() -> None:
+    index = HnswIndex(DIM, "l2")
+    assert index.search(vectors(2), 5, 10)[0].shape == (2, 0)
+    index.add(vectors(3))
+    assert sorted(index.search(vectors(1), 10, 64)[0][0].tolist()) == [0, 1, 2]
+
+
+def test_allowed_rows_are_picked_and_short_lines_filled_up() -> None:
+    data, index = vectors(500), HnswIndex(DIM, "l2")
+    index.add(data)
+    allowed = RowSet.of_rows(np.arange(0, 500, 5))
+    labels, distances = index.search(vectors(9, seed=2), 10, 500, allowed)
+    exact = [np.argsort(brute("l2", data, q)) for q in vectors(9, seed=2)]
+    expected = [[row for row in order.tolist() if row % 5 == 0][:10] for order in exact]
+    assert np.mean([len(set(a) & set(b)) for a, b in zip(labels.tolist(), expected, strict=True)]) > 9.5
+    labels, distances = index.search(vectors(9, seed=2), 10, 12, allowed)
+    assert labels.shape[1] < 10
+    assert ((labels == -1) == np.isinf(distances)).all() and (labels[labels >= 0] % 5 == 0).all()
+
+
+def test_forgotten_rows_never_come_back_even_when_few_are_left(tmp_path: Path) -> None:
+    data, index = vectors(300), HnswIndex(DIM, "l2")
+    index.add(data)
+    index.forget(RowSet.of_rows(np.arange(295)))
+    index.forget(RowSet.of_rows(np.arange(10)))
+    assert index.forgotten == 295
+    checksum = index.save(tmp_path / "graph")
+    loaded = HnswIndex(DIM, "l2")
+    loaded.load(tmp_path / "graph", checksum, 300, forgotten=295)
+    for graph in (index, loaded):
+        labels, _ = graph.search(vectors(4, seed=3), 10, 64)
+        assert set(labels[labels >= 0].ravel().tolist()) <= set(range(295, 300))
+        assert labels.shape[1] <= 5
+
+
+def test_a_graph_that_yields_too_little_is_asked_for_less() -> None:
+    index = HnswIndex(DIM, "l2", M=2, ef_construction=1)  # so thin that parts of it are out of reach
+    index.add(vectors(2000))
+    labels, distances = index.search(vectors(30, seed=4), 50, 2000)
+    assert len(labels) == 30 and ((labels >= 0) == np.isfinite(distances)).all()
+    assert (labels[:, 0] >= 0).all()
+
+
+@pytest.mark.parametrize("metric", ["L2", "euclidean", ""])
+def test_unknown_metrics_are_refused(metric: str) -> None:
+    with pytest.raises(UnsupportedMetricException, match="l2, cosine, ip"):
+        HnswIndex(DIM, metric)
+
+
+def test_bad_vectors_and_queries_never_reach_the_library() -> None:
+    index = HnswIndex(DIM, "l2")
+    with pytest.raises(InvalidDataException, match="shape"):
+        index.add(np.zeros((3, DIM + 1), np.float32))
+    with pytest.raises(InvalidDataException, match="NaN"):
+        index.add(np.full((1, DIM), np.nan, np.float32))
+    index.add(vectors(10))
+    for query in (np.zeros((1, DIM - 1), np.float32), np.zeros(DIM, np.float32), np.zeros((1, DIM), np.float64)):
+        with pytest.raises(InvalidDataException, match="float32 of shape"):
+            index.search(query, 1, 10)  # type: ignore[arg-type]
+    assert index.count == 10
+
+
+def test_saved_graphs_are_verified_before_they_are_loaded(tmp_path: Path) -> None:
+    data, index = vectors(400), HnswIndex(DIM, "cosine")
+    index.add(data)
+    path = tmp_path / "graph"
+    checksum = index.save(path)
+    loaded = HnswIndex(DIM, "cosine")
+    loaded.load(path, checksum, 400)
+    queries = vectors(5, seed=5)
+    np.testing.assert_array_equal(loaded.search(queries, 10, 50)[0], index.search(queries, 10, 50)[0])
+    loaded.add(vectors(100, seed=6))
+    assert loaded.count == 500
+
+    whole = path.read_bytes()
+    fresh = HnswIndex(DIM, "cosine")
+    with pytest.raises(CorruptionError, match="expected 399"):
+        fresh.load(path, checksum, 399)
+    for damaged in (whole[:-1], whole + b"\0", whole[:999] + bytes([whole[999] ^ 1]) + whole[1000:], b""):
+        path.write_bytes(damaged)
+        with pytest.raises(CorruptionError, match="checksum"):
+            fresh.load(path, checksum, 400)
+    with pytest.raises(CorruptionError, match="cannot be read"):
+        fresh.load(tmp_path / "missing", checksum, 400)
+    assert fresh.count == 0
+
+
+def test_threads_that_ask_for_different_depths_get_them() -> None:
+    data, index = vectors(4000), HnswIndex(DIM, "l2")
+    index.add(data)
+    queries = vectors(20, seed=7)
+    expected = {ef: index.search(queries, 10, ef)[0] for ef in (10, 400)}
+    wrong: list[int] = []
+
+    def ask(ef: int) -> None:
+        for _ in range(20):
+            if not np.array_equal(index.search(queries, 10, ef)[0], expected[ef]):
+                wrong.append(ef)
+
+    threads = [threading.Thread(target=ask, args=(ef,)) for ef in (10, 400, 10, 400)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert not wrong
