@@ -21,6 +21,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import logging
+import os
 import threading
 import time
 from pathlib import Path
@@ -189,6 +190,7 @@ class ControllerActor:
         return {
             "cluster": self._plan.cluster,
             "root": str(self._root),
+            "pid": os.getpid(),
             "map_epoch": self._state.cluster_map.epoch if self._failure is None else 0,
             "shards": [view for view in views if "shard" in view],
             "routers": [view for view in views if "router" in view],

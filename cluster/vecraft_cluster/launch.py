@@ -30,7 +30,7 @@ from typing import Any
 import ray
 from ray import exceptions as ray_errors
 
-from vecraft_cluster.bridge import RayRunner, RemoteRouter, RemoteRunner
+from vecraft_cluster.bridge import RayRunner
 from vecraft_cluster.connection import join_ray
 from vecraft_cluster.controller import (
     ClusterPlan,
@@ -50,6 +50,7 @@ from vecraft_cluster.ports import (
     look_up,
     translate,
 )
+from vecraft_cluster.remote import AsyncRemoteRunner, RemoteRouter, RemoteRunner
 from vecraft_cluster.root import SystemClock
 from vecraft_data_model.errors import InvalidDataException, ShardUnavailableError
 from vecraft_data_model.messages import Batch, Refused, Status
@@ -112,9 +113,11 @@ class Cluster:
         Raises:
             InvalidDataException: The cluster was launched without router actors.
         """
-        if self.membership.routers < 1:
-            raise InvalidDataException(f"cluster {self.name!r} runs no router actors; launch it with routers=1 or more")
-        return RemoteRunner(router, self.name, self.directory, self.membership.routers)
+        return RemoteRunner(router, self.name, self.directory, self._routers())
+
+    def async_remote_runner(self, router: RemoteRouter) -> AsyncRemoteRunner:
+        """The same for an event loop."""
+        return AsyncRemoteRunner(router, self.name, self.directory, self._routers())
 
     def fetch_map(self) -> ClusterMap:
         """Fetch the newest cluster map from the controller.
@@ -171,6 +174,11 @@ class Cluster:
                 stop(self.name)
         finally:
             self._release()
+
+    def _routers(self) -> int:
+        if self.membership.routers < 1:
+            raise InvalidDataException(f"cluster {self.name!r} runs no router actors; launch it with routers=1 or more")
+        return self.membership.routers
 
     def _ask_controller(self, ask: Callable[[Handle], Any]) -> Any:
         try:

@@ -18,7 +18,6 @@ from typing import Any
 import msgspec
 import ray
 
-from vecraft_cluster.bridge import REMOTE_METHODS
 from vecraft_cluster.ports import (
     AsyncRayShardPort,
     Directory,
@@ -30,6 +29,7 @@ from vecraft_cluster.ports import (
     translate,
     unwrap,
 )
+from vecraft_cluster.remote import LATEST_S, REMOTE_METHODS
 from vecraft_cluster.root import SystemClock
 from vecraft_data_model.errors import InvalidDataException, VecraftError
 from vecraft_data_model.placement import ClusterMap
@@ -38,7 +38,6 @@ from vecraft_router.router import Router
 from vecraft_router.runners import AsyncRunner
 
 MEMBERSHIP_TIMEOUT_S = 5.0
-LATEST_S = 24 * 3600.0
 
 
 class RouterPlan(msgspec.Struct, frozen=True):
@@ -68,7 +67,7 @@ class RouterActor:
         }
 
     async def run(self, data: bytes) -> bytes:
-        """Run what :func:`~vecraft_cluster.bridge.pack_calls` packed, side by side; return as many answers."""
+        """Run what :func:`~vecraft_cluster.remote.pack_calls` packed, side by side; return as many answers."""
         clock, calls = decode(data)
         try:
             router, runner = await self._router()

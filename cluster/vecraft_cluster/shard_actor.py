@@ -42,7 +42,9 @@ DATA_THREADS = 16
 """Batches under way at once: two lanes for each of eight routers; further ones wait in Ray's queue."""
 
 CONTROL_THREADS = 2
-LOCK_PATIENCE_S = 30.0
+LOCK_PATIENCE_S = 5.0
+"""How long to wait for the incarnation before to end; after that the controller starts another attempt."""
+
 LOCK_RETRY_S = 0.05
 
 

@@ -1,0 +1,142 @@
+"""The engine of a database on a Ray cluster: started on this machine, or joined.
+
+``address="local"`` starts a Ray for this process, and ``close`` ends it. ``"auto"`` and ``"host:port"`` join the Ray
+that runs there, and the cluster on it: the one over ``root`` (launched if it does not run yet and a root is given), the
+one named ``cluster``, or the only one.
+
+By default the router is an object in this process: one hop to the shards. With ``via_router_actor`` it is an actor, and
+this process holds nothing but a handle to it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+import weakref
+from collections.abc import Generator
+from typing import Any, TypeVar
+
+from vecraft_cluster.bridge import RayRunner
+from vecraft_cluster.launch import Cluster, connect, launch
+from vecraft_cluster.remote import AsyncRemoteRunner, RemoteRouter, RemoteRunner
+from vecraft_data_model.errors import InvalidDataException
+from vecraft_db.config import DEFAULT_ROOT, Settings
+from vecraft_router.config import RouterConfig
+from vecraft_router.router import Router
+from vecraft_router.runners import AsyncRunner
+from vecraft_router.session import SessionTokens
+from vecraft_shard.config import ShardConfig
+
+T = TypeVar("T")
+Flow = Generator[Any, Any, T]
+
+
+class RayEngine:
+    """A cluster, and a router for it. Safe to use from several threads and event loops.
+
+    Args:
+        cluster: The running cluster, closed with the engine.
+        settings: Timeouts and clock skew of the router.
+        via_router_actor: Whether flows run in a router actor.
+    """
+
+    def __init__(self, cluster: Cluster, settings: Settings, *, via_router_actor: bool = False) -> None:
+        self.cluster = cluster
+        self.tokens = SessionTokens(cluster.membership.secret)
+        config = RouterConfig(timeout_s=settings.timeout, max_clock_skew_ms=cluster.membership.max_clock_skew_ms)
+        self.router: Router
+        self._runner: RayRunner | RemoteRunner
+        if via_router_actor:
+            remote = cluster.remote_router(config)
+            self.router, self._runner = remote, cluster.remote_runner(remote)
+        else:
+            self.router = cluster.router(config)
+            self._runner = cluster.runner(self.router)
+        self._loops: weakref.WeakKeyDictionary[asyncio.AbstractEventLoop, AsyncRunner | AsyncRemoteRunner]
+        self._loops = weakref.WeakKeyDictionary()
+        self._lock = threading.Lock()
+        self._closed = False
+
+    def run(self, flow: Flow[T]) -> T:
+        """Run a flow of this engine's router on this thread."""
+        return self._runner.run(flow)
+
+    async def run_async(self, flow: Flow[T]) -> T:
+        """Run a flow of this engine's router on the running event loop."""
+        loop = asyncio.get_running_loop()
+        runner = self._loops.get(loop)
+        if runner is None:
+            with self._lock:
+                runner = self._loops.setdefault(loop, self._async_runner())
+        return await runner.run(flow)
+
+    def describe(self) -> dict[str, Any]:
+        """Say where the database is, and how each of its actors is, as the controller last saw them."""
+        status = self.cluster.status()
+        via = "actor" if isinstance(self.router, RemoteRouter) else "process"
+        return {"kind": "ray", "router": via, **status}
+
+    def close(self) -> None:
+        """Let go of the cluster; it ends if it was started for this process. Closing twice does nothing."""
+        with self._lock:
+            if self._closed:
+                return
+            self._closed = True
+        try:
+            self._runner.close()
+        finally:
+            self.cluster.close()
+
+    def _async_runner(self) -> AsyncRunner | AsyncRemoteRunner:
+        if isinstance(self.router, RemoteRouter):
+            return self.cluster.async_remote_runner(self.router)
+        return self.cluster.async_runner(self.router)
+
+
+def open_ray(settings: Settings) -> RayEngine:
+    """Start or join the cluster that the settings name: ``address``, ``root``, ``shards``, ``cluster``.
+
+    Raises:
+        InvalidDataException: No such cluster, or not one that can be told apart; what runs there is listed.
+        ShardUnavailableError: Ray, or a shard, does not answer.
+        CorruptionError: The root is damaged.
+        StorageFailureException: The root is in use by another process, or cannot be read.
+    """
+    address = settings.address
+    if address is None:
+        raise InvalidDataException("a Ray cluster needs an address: 'local', 'auto' or 'host:port'")
+    if address == "local" or settings.root is not None:
+        cluster = launch(
+            settings.root or DEFAULT_ROOT,
+            settings.shards,
+            address=address,
+            name=settings.cluster,
+            shard_config=shard_config(settings),
+        )
+    else:
+        if settings.shards is not None:
+            raise InvalidDataException(
+                f"shards={settings.shards} applies to a cluster that is started: give root= too, or leave shards out"
+            )
+        cluster = connect(address, name=settings.cluster)
+    try:
+        return RayEngine(cluster, settings, via_router_actor=settings.via_router_actor)
+    except BaseException:
+        cluster.close()
+        raise
+
+
+def shard_config(settings: Settings) -> ShardConfig:
+    """Return the settings that shard actors get. They check what arrives: it has crossed a process boundary."""
+    default = ShardConfig()
+    return ShardConfig(
+        durability=settings.durability,
+        checkpoint_wal_bytes=settings.checkpoint_wal_bytes,
+        checkpoint_interval_s=settings.checkpoint_interval_s,
+        history_retention_s=settings.history_retention_s,
+        txn_retention_s=settings.txn_retention_s,
+        max_clock_skew_ms=settings.max_clock_skew_ms,
+        ceiling_ms=min(default.ceiling_ms, settings.max_clock_skew_ms - 1),
+        ef_runtime=settings.ef_runtime or default.ef_runtime,
+        verify_writes=True,
+    )

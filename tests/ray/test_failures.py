@@ -1,0 +1,119 @@
+"""What breaks besides shards, what freezes, and what is gone for good: all of it comes back by itself."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+import ray
+from ray_workbench import eventually, frozen, insist, kill_controller, kill_router, kill_shard, ping
+
+from vecraft_cluster.launch import Cluster
+from vecraft_cluster.ports import look_up, shard_name
+from vecraft_data_model import CollectionSchema, DataPacket, QueryPacket
+from vecraft_data_model.errors import InvalidDataException, ShardUnavailableError, TimeoutException
+from vecraft_db.client.vecraft_client import VecraftClient
+
+IDS = [f"r{number}" for number in range(40)]
+VECTORS = np.random.default_rng(3).normal(size=(40, 4)).astype(np.float32)
+
+
+@pytest.fixture
+def filled(client: VecraftClient, request: pytest.FixtureRequest) -> Iterator[tuple[VecraftClient, str]]:
+    """A collection of 40 records over both shards."""
+    name = request.node.name.partition("[")[0]
+    client.create_collection(CollectionSchema(name=name, dim=4))
+    client.upsert(name, ids=IDS, vectors=VECTORS)
+    yield client, name
+    insist(lambda: client.drop_collection(name))
+
+
+def test_reads_and_writes_wait_out_a_kill(filled: tuple[VecraftClient, str], cluster: Cluster) -> None:
+    client, name = filled
+    for shard in (0, 1):
+        kill_shard(cluster, shard)
+        # No retry here: within its deadline a call waits for the shard to come back.
+        assert client.count(name) == 40
+        kill_shard(cluster, shard)
+        client.upsert(name, ids=IDS, vectors=VECTORS, metadatas=[{"shard": shard}] * 40)
+        assert client.count(name, where={"shard": shard}) == 40
+        found = [hit.record_id for hit in client.search(name, QueryPacket(VECTORS[5], k=1, exact=True))]
+        assert found == ["r5"]
+
+
+def test_a_deadline_is_kept_while_a_shard_is_frozen(filled: tuple[VecraftClient, str], cluster: Cluster) -> None:
+    client, name = filled
+    with frozen(ping(shard_name(cluster.name, 0))["pid"]):
+        started = time.monotonic()
+        with pytest.raises((TimeoutException, ShardUnavailableError)):
+            client.search(name, QueryPacket(VECTORS[0], k=3), timeout=0.5)
+        assert time.monotonic() - started < 1.5
+    assert insist(lambda: client.count(name)) == 40
+
+
+def test_a_frozen_shard_is_replaced_and_nothing_is_lost(filled: tuple[VecraftClient, str], cluster: Cluster) -> None:
+    client, name = filled
+    before = ping(shard_name(cluster.name, 1))["pid"]
+    with frozen(before):
+        eventually(lambda: ping(shard_name(cluster.name, 1))["pid"] != before, 60, "a new process for the frozen shard")
+    assert insist(lambda: client.count(name)) == 40
+
+
+def test_a_shard_that_is_gone_for_good_is_made_anew(filled: tuple[VecraftClient, str], cluster: Cluster) -> None:
+    client, name = filled
+    ray.kill(look_up(shard_name(cluster.name, 0)), no_restart=True)
+    assert insist(lambda: client.count(name)) == 40
+
+
+def test_without_its_controller_a_cluster_goes_on_and_gets_it_back(
+    filled: tuple[VecraftClient, str], cluster: Cluster
+) -> None:
+    client, name = filled
+    killed = kill_controller(cluster)
+    assert client.count(name) == 40
+    client.upsert(name, ids=["new"], vectors=VECTORS[:1])
+    eventually(lambda: insist(cluster.status)["pid"] != killed, 30, "the controller's next process")
+    kill_shard(cluster, 0)
+    assert insist(lambda: client.count(name)) == 41
+    eventually(
+        lambda: all(shard["state"] == "serving" for shard in cluster.status()["shards"]), 30, "all shards serving"
+    )
+
+
+def test_a_router_actor_holds_nothing(cluster: Cluster) -> None:
+    with VecraftClient(address="auto", cluster=cluster.name, via_router_actor=True) as client:
+        client.create_collection(CollectionSchema(name="routed", dim=4))
+        client.upsert("routed", ids=IDS, vectors=VECTORS)
+        for _ in range(2):
+            kill_router(cluster)
+            assert insist(lambda: client.count("routed")) == 40
+            client.insert("routed", DataPacket("own", VECTORS[0]))
+            assert client.get("routed", "own").record_id == "own", "a client reads its own writes, whoever routes them"
+            client.delete("routed", "own")
+        client.drop_collection("routed")
+
+
+def test_cluster_info_says_who_runs_where_and_how_often_it_was_restarted(
+    cluster: Cluster, client: VecraftClient
+) -> None:
+    restarts = {shard["shard"]: shard["restarts"] for shard in cluster.status()["shards"]}
+    killed = kill_shard(cluster, 1)
+    eventually(lambda: cluster.status()["shards"][1]["restarts"] > restarts[1], 30, "the restart to be noticed")
+    info = client.cluster_info()
+    assert info["kind"] == "ray"
+    assert [shard["shard"] for shard in info["shards"]] == [0, 1]
+    assert info["shards"][1]["pid"] not in (0, killed)
+
+
+def test_a_cluster_without_router_actors_says_so(ray_session: Path, tmp_path: Path) -> None:
+    from vecraft_cluster.launch import launch
+
+    cluster = launch(tmp_path / "data", 1, address="local", routers=0)
+    try:
+        with pytest.raises(InvalidDataException, match="routers=1"):
+            VecraftClient(address="auto", cluster=cluster.name, via_router_actor=True)
+    finally:
+        cluster.close()

@@ -1,0 +1,159 @@
+"""``kill -9`` of shard actors under load, again and again, each time followed by a full comparison with a model.
+
+Every round: writers commit batches that span both shards, a reader checks that no batch is ever seen in halves, a shard
+actor is killed at a random moment; writers repeat what was not answered, under the same transaction id. When all is
+answered, the database must hold exactly what the model holds: nothing acknowledged is lost, nothing deleted comes
+back, nothing is applied twice.
+
+``VECRAFT_SHARD_KILLS=500 pytest tests/ray/test_shard_kills.py`` kills more often.
+"""
+
+from __future__ import annotations
+
+import os
+import random
+import threading
+import time
+from typing import Any
+
+import numpy as np
+import pytest
+from ray_workbench import insist, kill_shard
+
+from vecraft_cluster.launch import Cluster
+from vecraft_data_model import CollectionSchema, QueryPacket
+from vecraft_db.client.vecraft_client import VecraftClient
+
+KILLS = int(os.environ.get("VECRAFT_SHARD_KILLS", "30"))
+SEED = int(os.environ.get("SEED", "1"))
+WRITERS = 3
+IDS_PER_WRITER = 60
+BATCH = 6
+DIM = 8
+
+
+class Writer(threading.Thread):
+    """Commits batches over ids of its own until told to stop, and keeps what was acknowledged."""
+
+    def __init__(
+        self, number: int, round_: int, client: VecraftClient, model: dict[str, tuple[int, np.ndarray]]
+    ) -> None:
+        super().__init__(name=f"writer-{number}", daemon=True)
+        self.number = number
+        self.client = client
+        self.model = model
+        self.random = random.Random(f"{SEED}-{number}-{round_}")
+        self.vectors = np.random.default_rng([SEED, number, round_])
+        self.stop = threading.Event()
+        self.commits = 0
+        self.version = round_ * 1_000_000
+        self.error: BaseException | None = None
+
+    def run(self) -> None:
+        try:
+            while not self.stop.is_set():
+                self.step()
+        except BaseException as error:
+            self.error = error
+
+    def step(self) -> None:
+        """One atomic change: a batch is replaced as a whole, or deleted as a whole."""
+        self.version += 1
+        batch = self.random.randrange(IDS_PER_WRITER // BATCH)
+        ids = [f"w{self.number}-{batch:02d}-{place}" for place in range(BATCH)]
+        txn_id = self.client.new_txn_id()
+        if self.random.random() < 0.2:
+            insist(lambda: self.client.delete_many("kills", ids, txn_id=txn_id))
+            for record_id in ids:
+                self.model.pop(record_id, None)
+        else:
+            vectors = self.vectors.normal(size=(BATCH, DIM)).astype(np.float32)
+            metadatas = [{"batch": f"w{self.number}-{batch:02d}", "version": self.version}] * BATCH
+            insist(lambda: self.client.upsert("kills", ids=ids, vectors=vectors, metadatas=metadatas, txn_id=txn_id))
+            for record_id, vector in zip(ids, vectors, strict=True):
+                self.model[record_id] = (self.version, vector)
+        self.commits += 1
+
+
+class Reader(threading.Thread):
+    """Looks at whole batches: all or none of one, and all of one version."""
+
+    def __init__(self, client: VecraftClient) -> None:
+        super().__init__(name="reader", daemon=True)
+        self.client = client
+        self.random = random.Random(SEED)
+        self.stop = threading.Event()
+        self.reads = 0
+        self.fractured: list[Any] = []
+        self.error: BaseException | None = None
+
+    def run(self) -> None:
+        try:
+            while not self.stop.is_set():
+                self.step()
+        except BaseException as error:
+            self.error = error
+
+    def step(self) -> None:
+        writer, batch = self.random.randrange(WRITERS), self.random.randrange(IDS_PER_WRITER // BATCH)
+        ids = [f"w{writer}-{batch:02d}-{place}" for place in range(BATCH)]
+        packets = insist(lambda: self.client.get_many("kills", ids))
+        versions = [packet.metadata["version"] if packet is not None else None for packet in packets]
+        if len(set(versions)) != 1:
+            self.fractured.append((ids[0], versions))
+        self.reads += 1
+
+
+def compare(client: VecraftClient, model: dict[str, tuple[int, np.ndarray]]) -> None:
+    """Every way of reading agrees with the model, on all of it."""
+    stored = {packet.record_id: packet for packet in client.scan("kills", include=("metadata", "document", "vector"))}
+    assert {key: packet.metadata["version"] for key, packet in stored.items()} == {
+        key: version for key, (version, _) in model.items()
+    }
+    for record_id, (_, vector) in model.items():
+        assert np.array_equal(stored[record_id].vector.to_numpy(), vector), record_id
+    assert client.count("kills") == len(model)
+    if not model:
+        return
+    ids = sorted(model)
+    matrix = np.stack([model[record_id][1] for record_id in ids])
+    query = matrix[0]
+    distances = ((matrix - query) ** 2).sum(axis=1)
+    nearest = [ids[row] for row in np.lexsort((np.arange(len(ids)), distances))[:10]]
+    assert [hit.record_id for hit in client.search("kills", QueryPacket(query, k=10, exact=True))] == nearest
+    found = {packet.record_id for packet in client.get_many("kills", ids) if packet is not None}
+    assert found == set(ids)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(60 + 12 * KILLS)
+def test_kill_9_under_load_loses_nothing_and_brings_nothing_back(cluster: Cluster, client: VecraftClient) -> None:
+    chance = random.Random(SEED)
+    client.create_collection(CollectionSchema(name="kills", dim=DIM))
+    models: list[dict[str, tuple[int, np.ndarray]]] = [{} for _ in range(WRITERS)]
+    commits = reads = 0
+    for round_ in range(KILLS):
+        writers = [Writer(number, round_, client, models[number]) for number in range(WRITERS)]
+        reader = Reader(client)
+        threads: list[Writer | Reader] = [*writers, reader]
+        for thread in threads:
+            thread.start()
+        time.sleep(chance.uniform(0.05, 0.4))
+        kill_shard(cluster, chance.randrange(2))
+        time.sleep(chance.uniform(0.0, 0.3))
+        for thread in threads:
+            thread.stop.set()
+        for thread in threads:
+            thread.join(90)
+            assert not thread.is_alive(), f"{thread.name} got no answer within 90 s of kill {round_}"
+            if thread.error is not None:
+                raise AssertionError(f"{thread.name}, kill {round_}, SEED={SEED}") from thread.error
+        assert reader.fractured == [], f"half of a transaction was seen around kill {round_}, SEED={SEED}"
+        commits += sum(writer.commits for writer in writers)
+        reads += reader.reads
+        insist(lambda: client.count("kills"))
+        compare(client, {key: value for model in models for key, value in model.items()})
+    restarts = sum(shard["restarts"] for shard in cluster.status()["shards"])
+    print(f"\n{KILLS} kills, {restarts} restarts seen, {commits} commits, {reads} reads, all compared")
+    assert commits >= KILLS * WRITERS
+    assert reads >= KILLS

@@ -1,0 +1,88 @@
+"""What Ray tests do to a cluster: find its processes, kill them, freeze them, and wait until all is well again."""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any, TypeVar
+
+import ray
+from ray import exceptions as ray_errors
+
+from vecraft_cluster.launch import Cluster
+from vecraft_cluster.ports import controller_name, look_up, router_name, shard_name
+from vecraft_data_model.errors import ShardUnavailableError, TimeoutException
+
+T = TypeVar("T")
+
+
+def ping(actor: str, timeout: float = 30.0) -> dict[str, Any]:
+    """Ping an actor until it answers; raises after ``timeout`` seconds."""
+    deadline = time.monotonic() + timeout
+    while True:
+        try:
+            answer: dict[str, Any] = ray.get(
+                look_up(actor).ping.remote(), timeout=max(0.1, deadline - time.monotonic())
+            )
+            return answer
+        except (ray_errors.RayError, ShardUnavailableError):
+            if time.monotonic() > deadline:
+                raise
+            time.sleep(0.02)
+
+
+def kill_shard(cluster: Cluster, shard: int) -> int:
+    """``kill -9`` the process of a shard actor; returns the pid it had."""
+    pid = int(ping(shard_name(cluster.name, shard))["pid"])
+    os.kill(pid, signal.SIGKILL)
+    return pid
+
+
+def kill_router(cluster: Cluster, number: int = 0) -> int:
+    """``kill -9`` the process of a router actor."""
+    pid = int(ping(router_name(cluster.name, number))["pid"])
+    os.kill(pid, signal.SIGKILL)
+    return pid
+
+
+def kill_controller(cluster: Cluster) -> int:
+    """``kill -9`` the process of the controller."""
+    pid = int(ray.get(look_up(controller_name(cluster.name)).status.remote(), timeout=30)["pid"])
+    os.kill(pid, signal.SIGKILL)
+    return pid
+
+
+@contextmanager
+def frozen(pid: int) -> Iterator[None]:
+    """Stop a process for a while (``SIGSTOP``); it may have been killed and replaced meanwhile."""
+    os.kill(pid, signal.SIGSTOP)
+    try:
+        yield
+    finally:
+        try:
+            os.kill(pid, signal.SIGCONT)
+        except ProcessLookupError:
+            pid = 0
+
+
+def insist(operation: Callable[[], T], seconds: float = 60.0) -> T:
+    """Repeat an idempotent operation until it is answered: what every client of a cluster under repair does."""
+    deadline = time.monotonic() + seconds
+    while True:
+        try:
+            return operation()
+        except (ShardUnavailableError, TimeoutException):
+            if time.monotonic() > deadline:
+                raise
+
+
+def eventually(condition: Callable[[], bool], seconds: float, what: str) -> None:
+    """Wait until a condition holds; fails with ``what`` if it does not in time."""
+    deadline = time.monotonic() + seconds
+    while not condition():
+        if time.monotonic() > deadline:
+            raise AssertionError(f"not within {seconds} s: {what}")
+        time.sleep(0.05)
