@@ -135,9 +135,7 @@ SCRIPT = """
 
 
 @pytest.mark.parametrize("ending", ["close", "exit"])
-def test_a_local_cluster_starts_with_its_client_and_ends_with_it(
-    ray_session: Path, tmp_path: Path, ending: str
-) -> None:
+def test_a_local_cluster_starts_and_ends_with_its_client(ray_session: Path, tmp_path: Path, ending: str) -> None:
     ray_directory = ray_session.with_name(f"{ray_session.name}-{ending}")
     environment = dict(os.environ, RAY_TMPDIR=str(ray_directory))
     try:

@@ -22,6 +22,7 @@ from ray_workbench import insist, kill_shard
 
 from vecraft_cluster.launch import Cluster
 from vecraft_data_model import CollectionSchema, QueryPacket
+from vecraft_data_model.validation import new_txn_id
 from vecraft_db.client.vecraft_client import VecraftClient
 
 KILLS = int(os.environ.get("VECRAFT_SHARD_KILLS", "30"))
@@ -32,12 +33,14 @@ BATCH = 6
 DIM = 8
 
 
+Model = dict[str, tuple[int, np.ndarray]]
+"""Record id → version and vector."""
+
+
 class Writer(threading.Thread):
     """Commits batches over ids of its own until told to stop, and keeps what was acknowledged."""
 
-    def __init__(
-        self, number: int, round_: int, client: VecraftClient, model: dict[str, tuple[int, np.ndarray]]
-    ) -> None:
+    def __init__(self, number: int, round_: int, client: VecraftClient, model: Model) -> None:
         super().__init__(name=f"writer-{number}", daemon=True)
         self.number = number
         self.client = client
@@ -61,7 +64,7 @@ class Writer(threading.Thread):
         self.version += 1
         batch = self.random.randrange(IDS_PER_WRITER // BATCH)
         ids = [f"w{self.number}-{batch:02d}-{place}" for place in range(BATCH)]
-        txn_id = self.client.new_txn_id()
+        txn_id = new_txn_id()
         if self.random.random() < 0.2:
             insist(lambda: self.client.delete_many("kills", ids, txn_id=txn_id))
             for record_id in ids:
@@ -104,7 +107,7 @@ class Reader(threading.Thread):
         self.reads += 1
 
 
-def compare(client: VecraftClient, model: dict[str, tuple[int, np.ndarray]]) -> None:
+def compare(client: VecraftClient, model: Model) -> None:
     """Every way of reading agrees with the model, on all of it."""
     stored = {packet.record_id: packet for packet in client.scan("kills", include=("metadata", "document", "vector"))}
     assert {key: packet.metadata["version"] for key, packet in stored.items()} == {
@@ -130,7 +133,7 @@ def compare(client: VecraftClient, model: dict[str, tuple[int, np.ndarray]]) -> 
 def test_kill_9_under_load_loses_nothing_and_brings_nothing_back(cluster: Cluster, client: VecraftClient) -> None:
     chance = random.Random(SEED)
     client.create_collection(CollectionSchema(name="kills", dim=DIM))
-    models: list[dict[str, tuple[int, np.ndarray]]] = [{} for _ in range(WRITERS)]
+    models: list[Model] = [{} for _ in range(WRITERS)]
     commits = reads = 0
     for round_ in range(KILLS):
         writers = [Writer(number, round_, client, models[number]) for number in range(WRITERS)]
