@@ -18,6 +18,7 @@ that others still read beyond the cut: the operating system answers that with a 
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import mmap
 import os
@@ -109,7 +110,7 @@ class OsFile:
                 while written < size:
                     count = os.pwrite(self._fd, rest[written:], offset + written)
                     if count == 0:
-                        raise OSError(5, "the device takes no more bytes")
+                        raise OSError(errno.EIO, "the device takes no more bytes")
                     written += count
         except OSError as error:
             raise failure("write to", self._path, error) from error
@@ -130,6 +131,8 @@ class OsFile:
     def sync(self) -> None:
         """Make the contents and the length durable (fdatasync). Raises StorageFailureException."""
         try:
+            if self._fd < 0:  # fdatasync alone answers that with a ValueError
+                raise OSError(errno.EBADF, os.strerror(errno.EBADF))
             os.fdatasync(self._fd)
         except OSError as error:
             raise failure("sync", self._path, error) from error
@@ -334,7 +337,7 @@ class MemoryDisk:
             StorageFailureException: There is no file ``old``.
         """
         if _checked(old) not in self._files:
-            raise failure("rename", old, FileNotFoundError(2, "No such file or directory"))
+            raise failure("rename", old, FileNotFoundError(errno.ENOENT, "No such file or directory"))
         self._files[_checked(new)] = self._files.pop(old)
 
     def sync_directory(self, folder: str = "") -> None:

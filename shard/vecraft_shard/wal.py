@@ -269,7 +269,6 @@ class Wal:
         name = segment_name(self._folder, self._next_lsn)
         header = SegmentHeader(first_lsn=self._next_lsn, epoch=self._epoch, salt=self._salt, chain=self._chain)
         file = self._disk.open(name)
-        file.truncate(0)
         file.pwrite(header.encode(), 0)
         file.sync()
         self._disk.sync_directory(self._folder)

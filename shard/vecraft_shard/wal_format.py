@@ -68,7 +68,7 @@ _FRAME_START = struct.Struct("<4sHxx").pack(FRAME_MAGIC, FORMAT_VERSION)
 _PADDING = tuple(bytes(n) for n in range(8))
 
 MAX_RECORD_BYTES = 2**32 - 1
-LARGE_PIECE_BYTES = 64 << 10
+LARGE_PIECE_BYTES = 256 << 10
 """Pieces at least this long go to the disk as they are; shorter ones are joined first."""
 _WINDOW_BYTES = 1 << 20
 
@@ -307,7 +307,7 @@ class FrameReader:
 
     def _proves_damage(self, offset: int) -> bool:
         header = decode_frame_header(self._file.pread(FRAME_HEADER_BYTES, offset), self.seed)
-        if header is None or header.durable_lsn < self.next_lsn or header.first_lsn <= self.next_lsn:
+        if header is None or header.durable_lsn < self.next_lsn:
             return False
         start, left, crc = offset + FRAME_HEADER_BYTES, header.body_length, self.seed
         if start + left > self._size:
