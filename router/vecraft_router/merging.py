@@ -1,0 +1,117 @@
+"""Putting the answers of several shards together, so that nobody can tell how many there were.
+
+Hits merge by (distance, record id), rows by record id. All functions are pure and leave their arguments alone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import chain, repeat
+
+import numpy as np
+
+from vecraft_data_model.messages import Float32Array, Hits, Rows
+
+NO_ROWS = Rows([], [], [], None)
+
+
+def merge_hits(parts: Sequence[Hits], k: int) -> Hits:
+    """Return the k nearest of several answers to one query, nearest first, ties by record id."""
+    parts = [part for part in parts if part.ids] or list(parts[:1])
+    if len(parts) == 1:
+        return parts[0] if len(parts[0].ids) <= k else take_hits(parts[0], range(k))
+    entries: list[tuple[float, str, int, int]] = []
+    for number, part in enumerate(parts):
+        entries.extend(zip(part.distances, part.ids, repeat(number), range(len(part.ids))))
+    entries.sort()
+    del entries[k:]
+    payloads: list[bytes] | None = []
+    for _, _, number, row in entries:
+        source = parts[number].payloads
+        if source is None or payloads is None:
+            payloads = None
+            break
+        payloads.append(source[row])
+    return Hits(
+        [entry[1] for entry in entries],
+        [entry[0] for entry in entries],
+        payloads,
+        _gather([part.vectors for part in parts], [(number, row) for _, _, number, row in entries]),
+    )
+
+
+def take_hits(hits: Hits, order: Sequence[int]) -> Hits:
+    """Return some of the hits, in the order given."""
+    return Hits(
+        [hits.ids[row] for row in order],
+        [hits.distances[row] for row in order],
+        None if hits.payloads is None else [hits.payloads[row] for row in order],
+        None if hits.vectors is None else hits.vectors[list(order)],
+    )
+
+
+def concat_rows(parts: Sequence[Rows]) -> Rows:
+    """Return the rows of all parts, one part after another."""
+    parts = [part for part in parts if part.ids] or list(parts[:1])
+    if not parts:
+        return NO_ROWS
+    if len(parts) == 1:
+        return parts[0]
+    payloads = [part.payloads for part in parts if part.payloads is not None]
+    vectors = [part.vectors for part in parts if part.vectors is not None]
+    return Rows(
+        list(chain.from_iterable(part.ids for part in parts)),
+        list(chain.from_iterable(part.begin_ts for part in parts)),
+        list(chain.from_iterable(payloads)) if len(payloads) == len(parts) else None,
+        np.concatenate(vectors) if len(vectors) == len(parts) else None,
+    )
+
+
+def take_rows(rows: Rows, order: Sequence[int]) -> Rows:
+    """Return some of the rows, in the order given."""
+    return Rows(
+        [rows.ids[row] for row in order],
+        [rows.begin_ts[row] for row in order],
+        None if rows.payloads is None else [rows.payloads[row] for row in order],
+        None if rows.vectors is None else rows.vectors[list(order)],
+    )
+
+
+def in_order_of(ids: Sequence[str], rows: Rows) -> Rows:
+    """Return rows in the order in which ``ids`` names them."""
+    if len(rows.ids) < 2 or rows.ids == ids:
+        return rows
+    position = {record_id: place for place, record_id in enumerate(ids)}
+    places = [position[record_id] for record_id in rows.ids]
+    order = sorted(range(len(places)), key=places.__getitem__)
+    return take_rows(rows, order)
+
+
+def merge_pages(pages: Sequence[tuple[Rows, str | None]], limit: int) -> tuple[Rows, bool]:
+    """Merge pages of disjoint ids into one in id order, of at most ``limit`` rows.
+
+    Args:
+        pages: Rows in any order, and the id up to which that source is complete (None: to its end).
+        limit: Most rows wanted.
+
+    Returns:
+        The rows, and whether others may follow. Fewer than ``limit`` rows do not mean that none follow: a row is only
+        known to be next if every source is complete up to it.
+    """
+    rows = concat_rows([page for page, _ in pages])
+    end = min((reach for _, reach in pages if reach is not None), default=None)
+    order = sorted(range(len(rows.ids)), key=rows.ids.__getitem__)
+    if end is not None:
+        order = [row for row in order if rows.ids[row] <= end]
+    return take_rows(rows, order[:limit]), end is not None or len(order) > limit
+
+
+def _gather(sources: Sequence[Float32Array | None], picks: Sequence[tuple[int, int]]) -> Float32Array | None:
+    """Return the rows ``(source, row)``, stacked; None if a source that is needed has none."""
+    gathered = []
+    for number, row in picks:
+        source = sources[number]
+        if source is None:
+            return None
+        gathered.append(source[row])
+    return np.stack(gathered) if gathered else None

@@ -1,0 +1,249 @@
+"""Requests on their way to one shard, on an event loop: natural batching.
+
+While a call to the shard is in flight, further requests queue up, and leave together as the next call. There is no
+timer: an idle shard is asked at once, a busy one gets larger batches. ::
+
+    submit ─→ reads:   [· · · ·] ─┐  at most reads_in_flight calls
+    submit ─→ writes:  [· · ·]   ─┼─→ port.execute(Batch) ─→ responses to the waiters
+    submit ─→ service: [·]       ─┘  (checkpoints may take long: nothing else waits behind one)
+
+Invariants: every waiter gets exactly one response, at its deadline at the latest. What is cancelled before it was sent
+is not sent. A lane holds at most ``max_queued`` requests; more are refused with ``OverloadedError``, and those were
+certainly not carried out.
+
+Not done here: retries, and ordering (requests of one lane may be carried out in any order).
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from typing import Final
+
+from vecraft_data_model.errors import OverloadedError, ShardUnavailableError, TimeoutException, VecraftError
+from vecraft_data_model.messages import (
+    AbortTransaction,
+    Acknowledge,
+    Batch,
+    Checkpoint,
+    CommitOne,
+    Decide,
+    Finish,
+    PinSnapshot,
+    Prepare,
+    Put,
+    Refused,
+    ReleaseSnapshot,
+    Request,
+    Resolve,
+    Response,
+    Search,
+    SetEf,
+    Status,
+)
+from vecraft_data_model.ports import AsyncShardPort
+from vecraft_router.state import RouterState
+
+_WRITES: Final = frozenset({CommitOne, Prepare, Decide, AbortTransaction, Resolve, Finish, Acknowledge})
+_SERVICE: Final = frozenset({Checkpoint, SetEf, Status, PinSnapshot, ReleaseSnapshot})
+_SERVICE_IN_FLIGHT: Final = 8
+_SERVICE_CALL_S: Final = 24 * 3600.0
+
+
+class Outbox:
+    """What is to be sent to one shard. Belongs to one event loop.
+
+    Args:
+        shard: Its number, for messages.
+        port: Carries batches there.
+        state: The router's clock and settings.
+    """
+
+    def __init__(self, shard: int, port: AsyncShardPort, state: RouterState) -> None:
+        config = state.config
+        self._reads = _Lane(shard, port, state, config.reads_in_flight, config.max_batch_requests, config.max_call_s)
+        self._writes = _Lane(shard, port, state, config.writes_in_flight, config.max_batch_requests, config.max_call_s)
+        self._service = _Lane(shard, port, state, _SERVICE_IN_FLIGHT, 1, _SERVICE_CALL_S)
+
+    @property
+    def queued(self) -> int:
+        """Requests that wait to be sent."""
+        return sum(len(lane.queue) for lane in (self._reads, self._writes, self._service))
+
+    def submit(self, request: Request, deadline: float) -> asyncio.Future[Response] | Refused:
+        """Queue a request; the future holds its response at ``deadline`` (``Clock.monotonic``) at the latest.
+
+        Refused at once when the lane is full, the deadline has passed or the outbox is closed.
+        """
+        kind = type(request)
+        if kind in _WRITES:
+            return self._writes.submit(request, deadline)
+        if kind in _SERVICE:
+            return self._service.submit(request, deadline)
+        return self._reads.submit(request, deadline)
+
+    async def close(self) -> None:
+        """Refuse what waits, and cancel what is under way (it may have been carried out)."""
+        await asyncio.gather(self._reads.close(), self._writes.close(), self._service.close())
+
+
+class _Waiter:
+    """A request and whoever waits for its response."""
+
+    __slots__ = ("deadline", "future", "request", "timer")
+
+    def __init__(
+        self, request: Request, deadline: float, future: asyncio.Future[Response], timer: asyncio.TimerHandle
+    ) -> None:
+        self.request = request
+        self.deadline = deadline
+        self.future = future
+        self.timer = timer
+
+    def answer(self, response: Response) -> None:
+        self.timer.cancel()
+        if not self.future.done():
+            self.future.set_result(response)
+
+    def fail(self, error: BaseException) -> None:
+        self.timer.cancel()
+        if not self.future.done():
+            self.future.set_exception(error)
+
+
+class _Lane:
+    """One queue and its calls."""
+
+    def __init__(
+        self, shard: int, port: AsyncShardPort, state: RouterState, in_flight: int, batch_requests: int, call_s: float
+    ) -> None:
+        self.queue: deque[_Waiter] = deque()
+        self._shard = shard
+        self._port = port
+        self._state = state
+        self._calls_max = in_flight
+        self._batch_requests = batch_requests
+        self._call_s = call_s
+        self._calls: set[asyncio.Task[None]] = set()
+        self._closed = False
+
+    def submit(self, request: Request, deadline: float) -> asyncio.Future[Response] | Refused:
+        remaining = deadline - self._state.clock.monotonic()
+        if self._closed:
+            return Refused(ShardUnavailableError("the client is closed", shard=self._shard))
+        if remaining <= 0:
+            return Refused(
+                TimeoutException(f"the deadline passed before shard {self._shard} was asked", shard=self._shard)
+            )
+        if len(self.queue) >= self._state.config.max_queued and not self._drop_done():
+            return Refused(
+                OverloadedError(
+                    f"{len(self.queue)} requests already wait for shard {self._shard}; try again later",
+                    shard=self._shard,
+                )
+            )
+        loop = asyncio.get_running_loop()
+        future: asyncio.Future[Response] = loop.create_future()
+        timer = loop.call_later(remaining, self._expire, future)
+        self.queue.append(_Waiter(request, deadline, future, timer))
+        self._send()
+        return future
+
+    async def close(self) -> None:
+        self._closed = True
+        while self.queue:
+            self.queue.popleft().answer(Refused(ShardUnavailableError("the client is closed", shard=self._shard)))
+        calls = tuple(self._calls)
+        for call in calls:
+            call.cancel()
+        await asyncio.gather(*calls, return_exceptions=True)
+
+    def _expire(self, future: asyncio.Future[Response]) -> None:
+        if not future.done():
+            future.set_result(
+                Refused(TimeoutException(f"shard {self._shard} did not answer within the deadline", shard=self._shard))
+            )
+
+    def _drop_done(self) -> bool:
+        """Forget cancelled and expired waiters; return whether there is room again."""
+        alive = [waiter for waiter in self.queue if not waiter.future.done()]
+        self.queue.clear()
+        self.queue.extend(alive)
+        return len(alive) < self._state.config.max_queued
+
+    def _send(self) -> None:
+        """Let as many calls leave as may be under way."""
+        while len(self._calls) < self._calls_max and self.queue:
+            waiters = self._next_batch()
+            if not waiters:
+                return
+            call = asyncio.get_running_loop().create_task(self._call(waiters))
+            self._calls.add(call)
+            call.add_done_callback(self._ended)
+
+    def _ended(self, call: asyncio.Task[None]) -> None:
+        self._calls.discard(call)
+        if not self._closed:
+            self._send()
+
+    def _next_batch(self) -> list[_Waiter]:
+        room = self._state.config.max_batch_bytes
+        waiters: list[_Waiter] = []
+        while self.queue and len(waiters) < self._batch_requests:
+            waiter = self.queue[0]
+            if waiter.future.done():
+                waiter.timer.cancel()
+                self.queue.popleft()
+                continue
+            room -= _vector_bytes(waiter.request)
+            if room < 0 and waiters:
+                break
+            waiters.append(self.queue.popleft())
+        return waiters
+
+    async def _call(self, waiters: list[_Waiter]) -> None:
+        state = self._state
+        batch = Batch([waiter.request for waiter in waiters], state.hlc.last, state.cluster_map.epoch)
+        latest = max(waiter.deadline for waiter in waiters)
+        timeout = min(max(0.001, latest - state.clock.monotonic()), self._call_s)
+        try:
+            # a port keeps to its timeout by itself; this only makes sure that a faulty one cannot block the lane
+            reply = await asyncio.wait_for(self._port.execute(batch, timeout), timeout + 1.0)
+        except VecraftError as error:
+            refusal = Refused(error)
+            for waiter in waiters:
+                waiter.answer(refusal)
+        except TimeoutError:
+            refusal = Refused(
+                ShardUnavailableError(f"shard {self._shard} did not answer within {timeout:.1f} s", shard=self._shard)
+            )
+            for waiter in waiters:
+                waiter.answer(refusal)
+        except asyncio.CancelledError:
+            refusal = Refused(ShardUnavailableError("the client was closed meanwhile", shard=self._shard))
+            for waiter in waiters:
+                waiter.answer(refusal)
+            raise
+        except Exception as error:  # a fault of the port itself: whoever waits has to see it, the lane lives on
+            for waiter in waiters:
+                waiter.fail(error)
+        else:
+            state.overhear(reply.clock)
+            if len(reply.responses) != len(waiters):
+                broken = ShardUnavailableError(
+                    f"shard {self._shard} answered {len(reply.responses)} responses to {len(waiters)} requests",
+                    shard=self._shard,
+                )
+                for waiter in waiters:
+                    waiter.answer(Refused(broken))
+                return
+            for waiter, response in zip(waiters, reply.responses, strict=True):
+                waiter.answer(response)
+
+
+def _vector_bytes(request: Request) -> int:
+    if isinstance(request, Search):
+        return request.queries.nbytes
+    if isinstance(request, CommitOne | Prepare):
+        return sum(mutation.vectors.nbytes for mutation in request.txn.mutations if isinstance(mutation, Put))
+    return 0

@@ -1,0 +1,118 @@
+"""Cutting one transaction into the parts of its shards.
+
+Records go where their slot lies; catalog changes go everywhere, since a collection exists on all shards or on none.
+Within a part, mutations keep their order. Pure functions; columns are cut by index arrays, never record by record.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from operator import itemgetter
+from typing import Any
+
+import msgspec
+import xxhash
+
+from vecraft_data_model.messages import CatalogMutation, CreateCollection, Delete, Expectation, Mutation, Put
+from vecraft_data_model.placement import ClusterMap
+
+_encode = msgspec.json.Encoder(order="deterministic").encode
+
+
+def split_mutations(
+    mutations: Sequence[Mutation], cluster_map: ClusterMap, *, everywhere: bool = False
+) -> dict[int, list[Mutation]]:
+    """Return, per shard that takes part, its mutations.
+
+    Args:
+        mutations: Of one transaction.
+        cluster_map: Which shard owns which slot.
+        everywhere: Let every shard take part, with nothing to do if need be.
+    """
+    parts: dict[int, list[Mutation]] = {}
+    if everywhere or any(isinstance(mutation, CatalogMutation) for mutation in mutations):
+        parts = {shard: [] for shard in cluster_map.all_shards()}
+    for mutation in mutations:
+        if isinstance(mutation, Put | Delete):
+            for shard, part in _split_records(mutation, cluster_map):
+                parts.setdefault(shard, []).append(part)
+        else:
+            for own in parts.values():
+                own.append(mutation)
+    return parts
+
+
+def split_reads(reads: Sequence[tuple[str, str]], cluster_map: ClusterMap) -> dict[int, list[tuple[str, str]]]:
+    """Return, per shard, the ``(collection, record_id)`` that it has to validate."""
+    parts: dict[int, list[tuple[str, str]]] = {}
+    for read in reads:
+        parts.setdefault(cluster_map.shard_of(read[1]), []).append(read)
+    return parts
+
+
+def content_hash(mutations: Sequence[Mutation]) -> bytes:
+    """Return 16 bytes that tell one transaction's content from another's, however it was split.
+
+    A payload holds a digest of its vector, so vectors need no hashing here. A collection's id is left out: it is made
+    by the router, not by the client whose repetition is to be recognised.
+    """
+    hasher = xxhash.xxh3_128()
+    for mutation in mutations:
+        if isinstance(mutation, Put):
+            hasher.update(_head(b"put", mutation.collection, mutation.expect))
+            hasher.update("\0".join(mutation.ids).encode())  # ids hold no NUL, payloads hold their own lengths
+            hasher.update(b"".join(mutation.payloads))
+        elif isinstance(mutation, Delete):
+            hasher.update(_head(b"delete", mutation.collection, mutation.expect))
+            hasher.update("\0".join(mutation.ids).encode())
+        else:
+            if isinstance(mutation, CreateCollection):
+                mutation = CreateCollection(mutation.schema, "")
+            hasher.update(type(mutation).__name__.encode() + b"\0")
+            hasher.update(_encode(mutation))
+        hasher.update(b"\0\0")
+    return hasher.digest()
+
+
+def intent_hash(*parts: Any) -> bytes:
+    """Return the content hash of a transaction that is known by what was asked for, not by what it turned out to be."""
+    return xxhash.xxh3_128(repr(parts).encode()).digest()
+
+
+def with_collection_ids(mutations: Sequence[Mutation], txn_id: str) -> list[Mutation]:
+    """Fill in missing collection ids: made from the transaction id, so that every attempt of it makes the same."""
+    return [
+        CreateCollection(mutation.schema, xxhash.xxh3_128_hexdigest(f"{txn_id}\0{mutation.schema.name}".encode()))
+        if isinstance(mutation, CreateCollection) and not mutation.collection_id
+        else mutation
+        for mutation in mutations
+    ]
+
+
+def _head(kind: bytes, collection: str, expect: Expectation) -> bytes:
+    return b"%b\0%b\0%b\0" % (kind, collection.encode(), repr(expect).encode())
+
+
+def _split_records(mutation: Put | Delete, cluster_map: ClusterMap) -> list[tuple[int, Put | Delete]]:
+    owners = cluster_map.shards()
+    if len(owners) == 1 or not mutation.ids:
+        return [(owners[0], mutation)]
+    if len(mutation.ids) == 1:
+        return [(cluster_map.shard_of(mutation.ids[0]), mutation)]
+    split = cluster_map.split(mutation.ids)
+    if len(split) == 1:
+        return [(shard, mutation) for shard in split]
+    parts: list[tuple[int, Put | Delete]] = []
+    for shard, rows in split.items():
+        indices = rows.tolist()
+        ids = _pick(mutation.ids, indices)
+        if isinstance(mutation, Put):
+            payloads = _pick(mutation.payloads, indices)
+            parts.append((shard, Put(mutation.collection, ids, mutation.vectors[rows], payloads, mutation.expect)))
+        else:
+            parts.append((shard, Delete(mutation.collection, ids, mutation.expect)))
+    return parts
+
+
+def _pick(values: list[Any], indices: list[int]) -> list[Any]:
+    return list(itemgetter(*indices)(values)) if len(indices) > 1 else [values[indices[0]]]

@@ -1,0 +1,154 @@
+"""What an interactive transaction has written to one collection, and how it shows in that transaction's reads.
+
+Invariants: a record id is either put or deleted here, never both, and the last write counts. What is committed is what
+the caller handed in; what is *read* is what the store will answer later (a float16 collection rounds).
+
+Not done here: anything about shards, snapshots or conflicts.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from vecraft_data_model.distances import exact_distances
+from vecraft_data_model.errors import NullOrZeroVectorException, VectorDimensionMismatchException
+from vecraft_data_model.filters import DocumentFilter, Filter, matches, matches_document
+from vecraft_data_model.messages import DataMutation, Delete, Float32Array, Hits, Put, Rows
+from vecraft_data_model.payload import documents_of, metadata_of, reseal_payloads
+from vecraft_data_model.schema import CollectionSchema
+
+
+class WriteBuffer:
+    """Uncommitted writes to one collection.
+
+    Args:
+        schema: The collection's, as of the transaction's snapshot.
+    """
+
+    def __init__(self, schema: CollectionSchema) -> None:
+        self.schema = schema
+        self.puts: dict[str, tuple[Float32Array, bytes]] = {}
+        self.deletes: dict[str, None] = {}  # a set that keeps its order, so that a commit is the same each time
+
+    def __contains__(self, record_id: str) -> bool:
+        return record_id in self.puts or record_id in self.deletes
+
+    def __len__(self) -> int:
+        return len(self.puts) + len(self.deletes)
+
+    def ids(self) -> list[str]:
+        """Return every id that was put or deleted."""
+        return [*self.puts, *self.deletes]
+
+    def put(self, put: Put) -> None:
+        """Take over a put (its ``expect`` has been dealt with).
+
+        Raises:
+            VectorDimensionMismatchException: The vectors do not have the collection's dimension.
+            NullOrZeroVectorException: A zero vector under cosine.
+        """
+        dim = self.schema.dim
+        if put.vectors.ndim != 2 or put.vectors.shape[1] != dim:
+            raise VectorDimensionMismatchException(
+                f"collection {self.schema.name!r} holds vectors of {dim} dimensions, got shape {put.vectors.shape}"
+            )
+        if self.schema.metric == "cosine":
+            zero = np.flatnonzero(~_stored(self.schema, put.vectors).any(axis=1))
+            if len(zero):
+                record_id = put.ids[int(zero[0])]
+                raise NullOrZeroVectorException(
+                    f"the vector of record {record_id!r} is zero, which has no direction under cosine",
+                    record_id=record_id,
+                )
+        for record_id, vector, payload in zip(put.ids, put.vectors, put.payloads, strict=True):
+            self.deletes.pop(record_id, None)
+            self.puts[record_id] = (vector, payload)
+
+    def delete(self, ids: Sequence[str]) -> None:
+        """Take over a deletion."""
+        for record_id in ids:
+            self.puts.pop(record_id, None)
+            self.deletes[record_id] = None
+
+    def mutations(self) -> list[DataMutation]:
+        """Return what is to be committed."""
+        mutations: list[DataMutation] = []
+        name = self.schema.name
+        if self.puts:
+            vectors, payloads = zip(*self.puts.values(), strict=True)
+            mutations.append(Put(name, list(self.puts), np.stack(vectors), list(payloads)))
+        if self.deletes:
+            mutations.append(Delete(name, list(self.deletes)))
+        return mutations
+
+    def rows(self, ids: Sequence[str], *, with_payloads: bool = True, with_vectors: bool = True) -> Rows:
+        """Return some of the records put here as reads show them; ``begin_ts`` is 0, for not committed."""
+        original = [self.puts[record_id] for record_id in ids]
+        vectors = np.zeros((0, self.schema.dim), dtype=np.float32)
+        if original:
+            vectors = _stored(self.schema, np.stack([vector for vector, _ in original]))
+        payloads = [payload for _, payload in original]
+        if with_payloads and self.schema.dtype != np.float32:
+            payloads = reseal_payloads(payloads, vectors)
+        return Rows(list(ids), [0] * len(ids), payloads if with_payloads else None, vectors if with_vectors else None)
+
+    def matching(self, where: Filter | None, where_document: DocumentFilter | None) -> list[str]:
+        """Return the ids put here whose records match, in id order."""
+        ids = sorted(self.puts)
+        keep = matching_payloads([self.puts[record_id][1] for record_id in ids], where, where_document)
+        return [record_id for record_id, wanted in zip(ids, keep, strict=True) if wanted]
+
+    def nearest(
+        self,
+        queries: Float32Array,
+        k: int,
+        ids: Sequence[str],
+        max_distance: float | None,
+        *,
+        with_payloads: bool,
+        with_vectors: bool,
+    ) -> list[Hits]:
+        """Return, per query, the k nearest of the records ``ids`` put here, by exact distance."""
+        rows = self.rows(ids, with_payloads=with_payloads)
+        assert rows.vectors is not None  # asked for by default
+        answers = []
+        for query in queries:
+            distances = exact_distances(self.schema.metric, rows.vectors, query)
+            order = sorted(range(len(ids)), key=lambda row: (distances[row], ids[row]))
+            if max_distance is not None:
+                order = [row for row in order if distances[row] <= max_distance]
+            order = order[:k]
+            answers.append(
+                Hits(
+                    [ids[row] for row in order],
+                    [float(distances[row]) for row in order],
+                    None if rows.payloads is None else [rows.payloads[row] for row in order],
+                    rows.vectors[order] if with_vectors else None,
+                )
+            )
+        return answers
+
+
+def matching_payloads(
+    payloads: Sequence[bytes], where: Filter | None, where_document: DocumentFilter | None
+) -> list[bool]:
+    """Say for each payload whether its record matches both filters."""
+    keep = [True] * len(payloads)
+    if where is not None:
+        keep = [matches(where, metadata) for metadata in metadata_of(payloads)]
+    if where_document is not None:
+        documents = documents_of(payloads)
+        keep = [
+            wanted and matches_document(where_document, document)
+            for wanted, document in zip(keep, documents, strict=True)
+        ]
+    return keep
+
+
+def _stored(schema: CollectionSchema, vectors: Float32Array) -> Float32Array:
+    """Return vectors as the collection will answer them."""
+    if schema.dtype == np.float32:
+        return vectors
+    return vectors.astype(schema.dtype).astype(np.float32)
