@@ -100,8 +100,10 @@ class Catalog:
     def check(self, mutation: CatalogMutation) -> None:
         """Raise what stands against a mutation in the current state."""
         match mutation:
-            case CreateCollection(schema=schema):
+            case CreateCollection(schema=schema, collection_id=collection_id):
                 self._check_free(schema.name)
+                if any(entry.collection_id == collection_id for entry in self.collections):
+                    raise InvalidDataException(f"collection id {collection_id} was used before")
             case DropCollection(name=name):
                 self._entry(name)
                 used_by = sorted(a.alias for a in self._current_aliases.values() if a.name == name)
