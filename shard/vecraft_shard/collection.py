@@ -19,8 +19,6 @@ from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 import numpy.typing as npt
-from vecraft_shard.indexes.documents import DocumentIndex
-from vecraft_shard.indexes.metadata import MetadataIndex
 
 from vecraft_data_model.distances import norms
 from vecraft_data_model.errors import CorruptionError
@@ -29,7 +27,9 @@ from vecraft_data_model.messages import Float32Array, Rows
 from vecraft_data_model.payload import documents_of, metadata_of, verify_payloads
 from vecraft_data_model.ports import Disk
 from vecraft_data_model.schema import CollectionSchema
+from vecraft_shard.indexes.documents import DocumentIndex
 from vecraft_shard.indexes.hnsw import HnswIndex
+from vecraft_shard.indexes.metadata import MetadataIndex
 from vecraft_shard.indexes.rowset import RowSet
 from vecraft_shard.locations import Locations, StoredCollection, StoredRows
 from vecraft_shard.store import PayloadLog, VectorColumn

@@ -3,7 +3,8 @@
 A collection with too many dead rows is rewritten as its next *generation*, beside the present one, which goes on
 serving reads and writes: rows are copied in slices, then the graph is built in slices. At the end, for a moment and
 with everybody kept out, what was written meanwhile is copied too and the new generation takes over; the next checkpoint
-makes that durable and removes the old files. A crash before that finds the old generation whole, and the log replays onto it.
+makes that durable and removes the old files. A crash before that finds the old generation whole, and the log replays
+onto it.
 
 The safe point is made durable first. Whoever reads below it is refused from then on, so nobody can miss what is left
 out.

@@ -51,7 +51,8 @@ class ShardConfig:
             raise InvalidDataException(
                 f"ceiling_ms must lie between 0 and max_clock_skew_ms ({self.max_clock_skew_ms}), got {self.ceiling_ms}"
             )
-        for name in ("checkpoint_wal_bytes", "checkpoint_interval_s", "resolve_after_ms", "ef_runtime", "index_slice_ms"):
+        positive = ("checkpoint_wal_bytes", "checkpoint_interval_s", "resolve_after_ms", "ef_runtime", "index_slice_ms")
+        for name in positive:
             if getattr(self, name) <= 0:
                 raise InvalidDataException(f"{name} must be above 0, got {getattr(self, name)!r}")
         for name in ("history_retention_s", "txn_retention_s"):

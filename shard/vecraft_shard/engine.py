@@ -12,6 +12,7 @@ Work that other shards have to hear of does not happen here either: ``outgoing``
 
 from __future__ import annotations
 
+import secrets
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
@@ -101,6 +102,7 @@ class Shard:
         config: ShardConfig | None = None,
         latch: Latch | None = None,
         stopwatch: Callable[[], float] = time.perf_counter,
+        salt: int | None = None,
     ) -> Shard:
         """Open the shard whose directory ``disk`` is, or begin one; recovers from its log.
 
@@ -111,12 +113,15 @@ class Shard:
             config: Settings.
             latch: For running on several threads.
             stopwatch: Seconds, for sizing slices of background work; never part of the state.
+            salt: 64 unpredictable bits for new log segments; None: from the operating system.
 
         Raises:
             CorruptionError: A file does not say what was written, beyond what a crash explains.
             StorageFailureException: The disk failed.
         """
-        state = recover(disk, shard_id, now_ms, config or ShardConfig(), latch or NoLatch())
+        if salt is None:
+            salt = secrets.randbits(64)
+        state = recover(disk, shard_id, now_ms, config or ShardConfig(), latch or NoLatch(), salt)
         return cls(state, stopwatch)
 
     @property

@@ -53,7 +53,9 @@ def raise_epoch(disk: Disk) -> int:
     return epoch
 
 
-def recover(disk: Disk, shard_id: int, now_ms: int, config: ShardConfig, latch: Latch) -> ShardState:
+def recover(
+    disk: Disk, shard_id: int, now_ms: int, config: ShardConfig, latch: Latch, salt: int
+) -> ShardState:
     """Return the state of a shard as its last owner left it, or a new one.
 
     Raises:
@@ -64,7 +66,7 @@ def recover(disk: Disk, shard_id: int, now_ms: int, config: ShardConfig, latch: 
     locations = Locations(disk.path("shard.sqlite") if disk.durable else None)
     try:
         after_lsn = locations.meta("checkpoint_lsn", 0)
-        wal = Wal.open(disk, epoch=epoch, after_lsn=after_lsn, salt=epoch)
+        wal = Wal.open(disk, epoch=epoch, after_lsn=after_lsn, salt=salt)
         clock = HybridLogicalClock(0, config.max_clock_skew_ms)
         timeline = Timeline(
             clock,

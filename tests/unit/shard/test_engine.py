@@ -18,8 +18,8 @@ from vecraft_data_model.errors import (
     PreconditionFailedError,
     SnapshotTooOldError,
     StaleMapError,
-    VectorDimensionMismatchException,
     VecraftError,
+    VectorDimensionMismatchException,
     WriteConflictException,
 )
 from vecraft_data_model.hlc import timestamp

@@ -11,8 +11,8 @@ from shard_workbench import Bench, create, delete, put
 
 from vecraft_data_model.errors import InvalidDataException, ReadWriteConflictException, WriteConflictException
 from vecraft_data_model.messages import (
-    AbortTransaction,
     Aborted,
+    AbortTransaction,
     Acknowledge,
     Barrier,
     BarrierReply,
