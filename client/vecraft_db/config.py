@@ -15,11 +15,12 @@ from __future__ import annotations
 import os
 import tomllib
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
 import yaml
+
 from vecraft_data_model.errors import InvalidDataException
 
 PREFIX = "VCRAFT_"
@@ -94,6 +95,7 @@ class Settings:
         shards: Shards of a new root; for an existing one it must match.
         address: Ray cluster: ``local``, ``auto``, or ``host:port``.
         cluster: Name of the database on a Ray cluster.
+        via_router_actor: Route through a router actor of the Ray cluster instead of in this process.
         url: REST gateway.
         api_key: Key sent to the gateway.
         api_keys: Keys the gateway accepts, separated by commas.
@@ -122,6 +124,7 @@ class Settings:
     shards: int | None = _setting(None, _integer(1, 1024))
     address: str | None = _setting(None, _text())
     cluster: str | None = _setting(None, _text())
+    via_router_actor: bool = _setting(False, _boolean)
     url: str | None = _setting(None, _text())
     api_key: str | None = _setting(None, _text())
     api_keys: str | None = _setting(None, _text())
@@ -158,8 +161,21 @@ class Settings:
         path = environ.get(CONFIG_FILE)
         if path:
             values |= _from_file(Path(path))
-        values |= _parse({name: value for name, value in arguments.items() if value is not None}, "argument {}")
-        return cls(**values)
+        return cls(**values).merged(arguments)
+
+    def merged(self, arguments: Mapping[str, Any]) -> Settings:
+        """Return these settings with ``arguments`` over them; ``None`` counts as not given.
+
+        Raises:
+            InvalidDataException: An unknown name, or a value that is not accepted.
+        """
+        given = {name: value for name, value in arguments.items() if value is not None}
+        return replace(self, **_parse(given, "argument {}"))
+
+    def without(self, *names: str) -> Settings:
+        """Return these settings with those of ``names`` back at their defaults."""
+        defaults: dict[str, Any] = {name: _FIELDS[name].default for name in names}
+        return replace(self, **defaults)
 
 
 _FIELDS = {entry.name: entry for entry in fields(Settings)}
@@ -192,9 +208,11 @@ def _from_file(path: Path) -> dict[str, Any]:
     if content is None:
         return {}
     if not isinstance(content, dict):
-        raise InvalidDataException(f"{CONFIG_FILE} {str(path)!r} must hold one table of settings, got {type(content).__name__}")
+        raise InvalidDataException(
+            f"{CONFIG_FILE} {str(path)!r} must hold one table of settings, got {type(content).__name__}"
+        )
     names = {str(name).lower().removeprefix(PREFIX.lower()): value for name, value in content.items()}
-    return _parse(names, f"{str(path)}: {{}}")
+    return _parse(names, f"{path!s}: {{}}")
 
 
 def _parse(given: Mapping[str, Any], where: str) -> dict[str, Any]:

@@ -4,8 +4,8 @@ Three kinds of threads meet here::
 
     reads        on their caller's thread, beside each other and beside the writer (the shard's latch orders them)
     writes       queue up; one caller at a time carries out all that is queued as one group (``write_queue``)
-    maintenance  one thread: indexing, checkpoints, compaction, the clock's ceiling, messages to peer shards;
-                 it takes its turn in the same queue, so that neither side starves the other
+    maintenance  one thread: indexing, checkpoints, compaction, the clock's ceiling, messages to peer shards; it works
+                 beside both, and the shard takes the latch where they must not meet
 
 A shard that stopped itself (a failed write or fsync, an interrupt in the middle of a write) is opened again from its
 files by the next call, at most once a second: recovery is the only way back to a state that can be trusted.
@@ -19,9 +19,11 @@ import logging
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Protocol
 
-from vecraft_data_model.errors import ShardUnavailableError, StorageFailureException, VecraftError
+from vecraft_cluster.latch import ReadWriteLatch
+from vecraft_cluster.root import SystemClock
+from vecraft_cluster.write_queue import Outcome, WriteQueue
+from vecraft_data_model.errors import ClockSkewError, ShardUnavailableError, StorageFailureException, VecraftError
 from vecraft_data_model.messages import (
     Barrier,
     Batch,
@@ -31,7 +33,9 @@ from vecraft_data_model.messages import (
     Describe,
     Get,
     ListCollections,
+    PinSnapshot,
     Refused,
+    ReleaseSnapshot,
     Request,
     Response,
     Scan,
@@ -42,13 +46,11 @@ from vecraft_data_model.ports import Clock, Disk, ShardPort
 from vecraft_shard.config import ShardConfig
 from vecraft_shard.engine import Shard
 
-from vecraft_cluster.latch import ReadWriteLatch
-from vecraft_cluster.root import SystemClock
-from vecraft_cluster.write_queue import Outcome, WriteQueue
-
 logger = logging.getLogger(__name__)
 
-READS: frozenset[type] = frozenset({Get, Search, Scan, Count, ListCollections, Describe, Barrier, Status})
+READS: frozenset[type] = frozenset(
+    {Get, Search, Scan, Count, ListCollections, Describe, Barrier, Status, PinSnapshot, ReleaseSnapshot}
+)
 """Requests that run on their caller's thread."""
 
 MAINTENANCE_BUDGET_MS = 20
@@ -59,14 +61,6 @@ IDLE_S = 0.1
 
 REOPEN_INTERVAL_S = 1.0
 PEER_TIMEOUT_S = 5.0
-
-
-class DirectoryLock(Protocol):
-    """What keeps other processes out of a shard's directory."""
-
-    def release(self) -> None:
-        """Let the directory go."""
-        ...
 
 
 class ShardHost:
@@ -127,9 +121,11 @@ class ShardHost:
             StaleMapError: The batch was routed by another cluster map.
             StorageFailureException: The disk failed.
         """
+        if self._broken is not None:
+            self._revive()
         with self._door.shared():
             if self._closed or self._broken is not None:
-                self._revive()
+                raise self._no_shard()
             requests = batch.requests
             for request in requests:
                 if type(request) not in READS:
@@ -145,25 +141,25 @@ class ShardHost:
 
     @contextmanager
     def paused(self) -> Iterator[Shard]:
-        """Keep writers and maintenance waiting while the body runs; reads go on."""
-        with self._door.shared():
-            if self._closed or self._broken is not None:
-                self._revive()
-            with self._queue.turn(), self._latch.writer():
-                yield self._shard
+        """Keep writers and maintenance's changes waiting while the body runs; reads go on."""
+        with self._inside(), self._queue.turn(), self._latch.writer():
+            yield self._shard
 
     def maintain_once(self, budget_ms: float = MAINTENANCE_BUDGET_MS) -> bool:
-        """Do one slice of maintenance and deliver what the shard has to say to its peers; True if there is more to do."""
-        with self._door.shared():
-            if self._closed:
-                return False
-            if self._broken is not None:
-                self._revive()
-            with self._queue.turn():
-                more = self._shard.maintain(self._clock.now_ms(), budget_ms)
-                messages = self._shard.outgoing(self._clock.now_ms())
+        """Do one slice of maintenance, deliver messages to peers, and return whether there is more to do."""
+        with self._inside():
+            shard = self._shard
+            try:
+                more = shard.maintain(self._clock.now_ms(), budget_ms)
+            except BaseException as error:
+                # What maintenance changes, a checkpoint may make durable: do not go on from half a change.
+                self._broken = shard.failed or error
+                raise
+            if shard.failed is not None:
+                self._broken = shard.failed
+            messages = shard.outgoing(self._clock.now_ms())
             if messages:
-                self._deliver(messages)
+                self._deliver(shard, messages)
             return more
 
     def close(self) -> None:
@@ -191,16 +187,29 @@ class ShardHost:
         self._latch = ReadWriteLatch()
         return Shard.open(self._disk, self.shard_id, self._clock.now_ms(), self._config, self._latch)
 
+    @contextmanager
+    def _inside(self) -> Iterator[None]:
+        """Be where the shard is neither closed nor opened again; raises if there is no shard that works."""
+        if self._broken is not None:
+            self._revive()
+        with self._door.shared():
+            if self._closed or self._broken is not None:
+                raise self._no_shard()
+            yield
+
+    def _no_shard(self) -> VecraftError:
+        if self._closed or self._broken is None:
+            return ShardUnavailableError(f"shard {self.shard_id} is closed", shard=self.shard_id)
+        return _as_failure(self.shard_id, self._broken)
+
     def _revive(self) -> None:
-        """Recover a shard that stopped itself; raises if there is no shard to go on with."""
-        if self._closed:
-            raise ShardUnavailableError(f"shard {self.shard_id} is closed", shard=self.shard_id)
-        with self._queue.turn():
-            if self._broken is None:
+        """Recover a shard that stopped itself, when nobody is inside any more."""
+        with self._door.exclusive():
+            if self._broken is None or self._closed:
                 return
             now = self._clock.monotonic()
             if now - self._opened_at < REOPEN_INTERVAL_S:
-                raise _as_failure(self.shard_id, self._broken) from self._broken
+                raise self._no_shard() from self._broken
             self._opened_at = now
             self._shard.abandon()
             self._shard = self._open()
@@ -215,21 +224,19 @@ class ShardHost:
         if len(batches) > 1:
             requests = [request for batch in batches for request in batch.requests]
         clock = max(batch.clock for batch in batches)
+        shard = self._shard
         try:
-            responses = self._shard.execute(requests, self._clock.now_ms(), clock, batches[0].map_epoch)
-        except StorageFailureException as error:
-            self._broken = error
-            return [error] * len(batches)
-        except VecraftError as error:
-            # Refused as a whole (clock, map) before anything was done: only those to blame shall hear of it.
-            if len(batches) == 1:
-                return [error]
-            return [outcome for batch in batches for outcome in self._carry_out([batch])]
+            responses = shard.execute(requests, self._clock.now_ms(), clock, batches[0].map_epoch)
         except BaseException as error:
             # A defect, or an interrupt in the middle of applying: memory may now differ from the log.
             self._broken = error
             raise
-        return _share_out(batches, responses, self._shard.clock_last)
+        if shard.failed is not None:
+            self._broken = shard.failed
+        if len(batches) > 1 and isinstance(responses[0], Refused) and isinstance(responses[0].error, ClockSkewError):
+            # The group was refused for one sender's clock, before anything was done: only that one shall hear of it.
+            return [outcome for batch in batches for outcome in self._carry_out([batch])]
+        return _share_out(batches, responses, shard.clock_last)
 
     def _maintain(self) -> None:
         failures = 0
@@ -237,11 +244,9 @@ class ShardHost:
             try:
                 more = self.maintain_once()
                 failures = 0
-            except Exception as error:  # the thread must outlive any failure; what failed is logged and tried again
+            except Exception:  # the thread must outlive any failure; what failed is logged and tried again
                 more = False
                 failures += 1
-                if isinstance(error, StorageFailureException):
-                    self._broken = error
                 if failures == 1 or failures % 100 == 0:
                     logger.exception("maintenance failed", extra={"shard": self.shard_id, "failures": failures})
             if more:
@@ -249,20 +254,18 @@ class ShardHost:
             self._wake.wait(IDLE_S if failures == 0 else REOPEN_INTERVAL_S)
             self._wake.clear()
 
-    def _deliver(self, messages: Sequence[tuple[int, Request]]) -> None:
+    def _deliver(self, shard: Shard, messages: Sequence[tuple[int, Request]]) -> None:
         by_shard: dict[int, list[Request]] = {}
         for target, request in messages:
             by_shard.setdefault(target, []).append(request)
         for target, requests in by_shard.items():
-            answers = self._ask_peer(target, requests)
-            with self._queue.turn():
-                for request, answer in answers:
-                    self._shard.deliver(target, request, answer, self._clock.now_ms())
+            for request, answer in self._ask_peer(shard, target, requests):
+                shard.deliver(target, request, answer, self._clock.now_ms())
 
-    def _ask_peer(self, target: int, requests: list[Request]) -> list[tuple[Request, Response]]:
+    def _ask_peer(self, shard: Shard, target: int, requests: list[Request]) -> list[tuple[Request, Response]]:
         if self._peers is None:
             return []
-        batch = Batch(requests, self._shard.clock_last, self._config.map_epoch)
+        batch = Batch(requests, shard.clock_last, self._config.map_epoch)
         try:
             reply = self._peers(target).execute(batch, PEER_TIMEOUT_S)
         except VecraftError as error:

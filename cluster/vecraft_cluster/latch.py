@@ -9,8 +9,8 @@ Three doors (see :class:`vecraft_data_model.ports.Latch`)::
 Invariants:
 
 * An exclusive holder that waits turns new readers away, so readers cannot starve it.
-* Whoever leaves ``exclusive`` lets in every reader that was turned away, before anybody can take it again, so a writer
-  that takes ``exclusive`` again and again (an indexer, slice by slice) cannot starve readers either.
+* Whoever leaves ``exclusive`` lets in every reader that was turned away, and then hands over to whoever has waited for
+  ``exclusive`` longest. So somebody who takes it again and again (an indexer, slice by slice) starves neither.
 * A thread that already reads is never turned away: reading twice cannot deadlock.
 
 Entering ``shared`` touches no lock unless somebody wants ``exclusive``: the reader puts itself on record, then looks
@@ -18,21 +18,26 @@ whether the latch is closed, while the other side closes the latch and then look
 both steps are single operations on a dict and an attribute, which the interpreter orders). That keeps a search, which
 enters a latch several times, below a microsecond spent here.
 
-It does not make ``shared`` convertible into ``exclusive``: two readers that tried would wait for each other, so it raises.
+It does not let ``shared`` become ``exclusive``: two readers that tried would wait for each other, so it raises.
 """
 
 from __future__ import annotations
 
 import threading
+from collections import deque
 from contextlib import AbstractContextManager
 from threading import get_ident
 from types import TracebackType
+from typing import cast
 
 
 class ReadWriteLatch:
     """Readers beside readers, a writer alone; fair between phases."""
 
-    __slots__ = ("_closed", "_condition", "_drained", "_exclusive", "_owner", "_readers", "_shared", "_waiting", "_writer")
+    __slots__ = (
+        "_closed", "_condition", "_drained", "_exclusive", "_line", "_owner", "_readers", "_shared", "_waiting",
+        "_writer",
+    )  # fmt: skip
 
     def __init__(self) -> None:
         self._writer = threading.RLock()
@@ -40,14 +45,15 @@ class ReadWriteLatch:
         self._closed = False
         self._owner: int | None = None
         self._waiting: set[int] = set()
+        self._line: deque[int] = deque()
         self._condition = threading.Condition(threading.Lock())
         self._drained = threading.Event()
         self._shared = _Shared(self)
         self._exclusive = _Exclusive(self)
 
-    def writer(self) -> AbstractContextManager[object]:
+    def writer(self) -> AbstractContextManager[None]:
         """One writer at a time. Re-entrant."""
-        return self._writer
+        return cast(AbstractContextManager[None], self._writer)  # what it yields is of no use to anybody
 
     def shared(self) -> AbstractContextManager[None]:
         """Many readers, no exclusive holder. Re-entrant."""
@@ -110,10 +116,11 @@ class ReadWriteLatch:
         if me in self._readers or self._owner == me:
             raise RuntimeError("a thread that reads, or holds exclusive access, cannot ask for exclusive access")
         with self._condition:
-            while self._closed:
-                self._condition.wait()
-            self._closed = True
-            self._owner = me
+            if self._closed:
+                self._stand_in_line(me)
+            else:
+                self._closed = True
+                self._owner = me
         try:
             while True:
                 self._drained.clear()
@@ -124,15 +131,33 @@ class ReadWriteLatch:
             self.leave_exclusive()
             raise
 
+    def _stand_in_line(self, me: int) -> None:
+        self._line.append(me)
+        try:
+            while self._owner != me:
+                self._condition.wait()
+        except BaseException:  # interrupted: leave the line, or pass on what was just handed over
+            if self._owner == me:
+                self._pass_on()
+            else:
+                self._line.remove(me)
+            raise
+
     def leave_exclusive(self) -> None:
-        """Let in the readers that were turned away, then anybody."""
+        """Let in the readers that were turned away, then the next in line."""
         with self._condition:
-            for reader in self._waiting:
-                self._readers[reader] = 1
-            self._waiting.clear()
+            self._pass_on()
+
+    def _pass_on(self) -> None:
+        for reader in self._waiting:
+            self._readers[reader] = 1
+        self._waiting.clear()
+        if self._line:
+            self._owner = self._line.popleft()  # who first waits for the readers just let in
+        else:
             self._owner = None
             self._closed = False
-            self._condition.notify_all()
+        self._condition.notify_all()
 
 
 class _Shared(AbstractContextManager[None]):

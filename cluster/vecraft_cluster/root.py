@@ -6,6 +6,7 @@
       vecraft.json      format, version, database id, shard of every slot, map epoch, secret, checksum over all of it
       shard-0000/       one directory per shard, owned by one process at a time (its LOCK)
       shard-0001/
+      restore.ready/    only while a restore is being finished
 
 ``vecraft.json`` is replaced as a whole: written beside, synced, renamed, and the directory synced. It is the durable
 home of the cluster map; its epoch only rises. The slots stand in it run-length encoded: ``[[shard, how many], …]``.
@@ -19,6 +20,7 @@ import contextlib
 import json
 import os
 import secrets
+import shutil
 import time
 from collections.abc import Sequence
 from hashlib import sha256
@@ -27,12 +29,18 @@ from pathlib import Path
 from typing import Any
 
 import msgspec
+
 from vecraft_data_model.errors import CorruptionError, InvalidDataException, StorageFailureException
 from vecraft_data_model.placement import MAX_SHARDS, ClusterMap, initial_map
+from vecraft_shard.disk import lock_directory
 
 ROOT_FILE = "vecraft.json"
+READY = "restore.ready"
+"""A whole root that is to take the place of the one it stands in: a restore past its point of no return."""
+
 FORMAT = "vecraftdb-root"
 VERSION = 1
+_OLD_IS_GONE = "old-is-gone"
 
 
 class SystemClock:
@@ -104,6 +112,7 @@ def open_root(root: Path, shards: int | None = None, default_shards: int = 1) ->
     """
     wanted = None if shards is None else check_shard_count(shards)
     file = root / ROOT_FILE
+    finish_restore(root)
     try:
         root.mkdir(parents=True, exist_ok=True)
         if not file.exists():
@@ -114,7 +123,7 @@ def open_root(root: Path, shards: int | None = None, default_shards: int = 1) ->
         raise StorageFailureException(f"cannot open {root}: {error}", path=str(root), errno=error.errno) from error
     if wanted is not None and wanted != state.shards:
         raise InvalidDataException(
-            f"{root} has {state.shards} shard(s), but shards={wanted} was asked for; leave shards out to open what is there",
+            f"{root} has {state.shards} shard(s), but shards={wanted} was asked for; leave it out to open what is",
             shards=state.shards,
         )
     return state
@@ -133,10 +142,11 @@ def read_root(root: Path) -> RootState:
         content = json.loads(data)
         claimed = content.pop("checksum")
         if content["format"] != FORMAT:
-            raise CorruptionError(f"{file} is not a VecraftDB root: its format is {content['format']!r}", file=str(file))
+            raise CorruptionError(f"{file} is no VecraftDB root: its format is {content['format']!r}", file=file.name)
         if content["version"] != VERSION:
             raise CorruptionError(
-                f"{file} has format version {content['version']!r}; this program reads version {VERSION}", file=str(file)
+                f"{file} has format version {content['version']!r}; this program reads version {VERSION}",
+                file=file.name,
             )
         if claimed != _checksum(content):
             raise CorruptionError(f"{file} does not match its checksum", file=str(file))
@@ -168,9 +178,53 @@ def write_root(root: Path, state: RootState) -> None:
     _write(root, state, replace=False)
 
 
+def finish_restore(root: Path) -> None:
+    """Put ``restore.ready`` in the place of what is in the root; nothing happens if there is none.
+
+    First the old files are removed, then a mark is made, then the new ones are moved: so it can be interrupted anywhere
+    and begun again.
+
+    Raises:
+        StorageFailureException: The disk failed (begin again), or another process is doing it.
+    """
+    ready = root / READY
+    if not ready.is_dir():
+        return
+    with lock_directory(root):
+        try:
+            mark = ready / _OLD_IS_GONE
+            if ready.is_dir() and not mark.exists():
+                (root / ROOT_FILE).unlink(missing_ok=True)
+                for entry in root.glob("shard-*"):
+                    shutil.rmtree(entry)
+                sync_directory(root)
+                mark.touch()
+                sync_directory(ready)
+            if ready.is_dir():
+                for entry in sorted(ready.iterdir(), key=lambda entry: entry.name == ROOT_FILE):
+                    if entry != mark:
+                        entry.rename(root / entry.name)
+                sync_directory(root)
+                shutil.rmtree(ready)
+                sync_directory(root)
+        except OSError as error:
+            raise StorageFailureException(
+                f"finishing a restore in {root} failed: {error}", path=str(root), errno=error.errno
+            ) from error
+
+
+def sync_directory(folder: Path) -> None:
+    """Make the names in a directory durable."""
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
 def _refuse_foreign(root: Path) -> None:
     """A root without its file must be empty: anything else is not ours to fill, or has lost its map."""
-    names = sorted(name for name in os.listdir(root) if not name.startswith((".", ROOT_FILE)))
+    names = sorted(name for name in os.listdir(root) if not name.startswith((".", ROOT_FILE)) and name != "LOCK")
     if any(name.startswith("shard-") for name in names):
         raise CorruptionError(f"{root} has shards but no {ROOT_FILE}: restore that file from a backup", file=str(root))
     if names:
@@ -219,8 +273,4 @@ def _write(root: Path, state: RootState, *, replace: bool) -> None:
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
-    directory = os.open(root, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(directory)
-    finally:
-        os.close(directory)
+    sync_directory(root)

@@ -1,7 +1,7 @@
 """The queue in front of a shard's one writer: group commit without timers, and turns for maintenance.
 
-While one caller's batch is being carried out, others queue up; whoever leads next takes all that is queued as one group,
-so one log record group and one fsync serve them all. Nobody waits for company that is not there yet::
+While one caller's batch is being carried out, others queue up; whoever leads next takes all that is queued as one
+group, so one log record group and one fsync serve them all. Nobody waits for company that is not there yet::
 
     caller A  ──leads──▶ [A]           answers A, hands the lead to B
     caller B  ──waits──▶ leads [B C D] answers B, C, D, hands the lead on
@@ -74,7 +74,9 @@ class WriteQueue:
         outcome = ticket.outcome
         if isinstance(outcome, BatchReply):
             return outcome
-        raise outcome if outcome is not None else ShardUnavailableError("the write was interrupted; its outcome is unknown")
+        if outcome is None:
+            raise ShardUnavailableError("the write was interrupted; its outcome is unknown")
+        raise outcome
 
     @contextmanager
     def turn(self, timeout: float = threading.TIMEOUT_MAX) -> Iterator[None]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+
 from vecraft_data_model.errors import InvalidDataException
 from vecraft_db.config import Settings
 

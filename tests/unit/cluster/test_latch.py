@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 import pytest
+
 from vecraft_cluster.latch import ReadWriteLatch
 
 SOON = 5.0

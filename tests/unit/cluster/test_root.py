@@ -6,7 +6,17 @@ import json
 from pathlib import Path
 
 import pytest
-from vecraft_cluster.root import ROOT_FILE, SystemClock, new_root, open_root, read_root, save_map, shard_path, write_root
+
+from vecraft_cluster.root import (
+    ROOT_FILE,
+    SystemClock,
+    new_root,
+    open_root,
+    read_root,
+    save_map,
+    shard_path,
+    write_root,
+)
 from vecraft_data_model.errors import CorruptionError, InvalidDataException, StorageFailureException
 from vecraft_data_model.placement import ClusterMap
 

@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable
 
 import pytest
+
 from vecraft_cluster.write_queue import Outcome, WriteQueue
 from vecraft_data_model.errors import OverloadedError, ShardUnavailableError, TimeoutException
 from vecraft_data_model.messages import Batch, BatchReply, Done, Status

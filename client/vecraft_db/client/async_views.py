@@ -1,0 +1,236 @@
+"""Transactions and snapshots as asynchronous context managers; what they do is said in :mod:`vecraft_db.client.views`.
+
+A transaction is for one task at a time; a snapshot may be shared.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from contextlib import AbstractAsyncContextManager
+from types import TracebackType
+from typing import Any, Self
+
+from vecraft_data_model.packets import CollectionInfo, CommitResult, DataPacket, QueryPacket, SearchResult
+from vecraft_data_model.query_packet import DEFAULT_INCLUDE, INCLUDABLE
+from vecraft_data_model.schema import CollectionSchema
+from vecraft_db.client.engine import Engine
+from vecraft_db.client.operations import Operations, make_put
+from vecraft_db.client.scans import AsyncScan, ScanPager
+from vecraft_db.client.view_routers import SnapshotRouter, TransactionRouter
+from vecraft_db.config import Settings
+from vecraft_router.options import ReadOptions
+from vecraft_router.transactions import InteractiveTransaction
+
+
+class _Reads:
+    """Reads at the one timestamp of a view. Every ``timeout`` is in seconds, by default the client's."""
+
+    def __init__(self, engine: Engine, router: Any, settings: Settings) -> None:
+        self._engine = engine
+        self._router = router
+        self._operations = Operations(router, settings)
+
+    async def get(self, collection: str, record_id: str, *, timeout: float | None = None) -> DataPacket:
+        """Return a record.
+
+        Raises:
+            RecordNotFoundError: There is none of that id.
+        """
+        return await self._engine.run_async(self._operations.get(collection, record_id, self._options(timeout)))
+
+    async def get_many(
+        self, collection: str, ids: Iterable[str], *, timeout: float | None = None
+    ) -> list[DataPacket | None]:
+        """Return records in the order of ``ids``, None for the missing."""
+        return await self._engine.run_async(self._operations.get_many(collection, ids, self._options(timeout)))
+
+    async def search(self, collection: str, query: QueryPacket, *, timeout: float | None = None) -> list[SearchResult]:
+        """Return the k nearest records, nearest first."""
+        return await self._engine.run_async(self._operations.search(collection, query, self._options(timeout)))
+
+    async def search_many(
+        self,
+        collection: str,
+        queries: Any,
+        k: int = 10,
+        *,
+        where: Any = None,
+        where_document: Any = None,
+        ef: int | None = None,
+        exact: bool = False,
+        max_distance: float | None = None,
+        include: Iterable[str] = DEFAULT_INCLUDE,
+        timeout: float | None = None,
+    ) -> list[list[SearchResult]]:
+        """Return the k nearest records to each query (q, dim)."""
+        return await self._engine.run_async(
+            self._operations.search_many(
+                collection, queries, k, where, where_document, ef, exact, max_distance, include, self._options(timeout)
+            )
+        )
+
+    def scan(
+        self,
+        collection: str,
+        where: Any = None,
+        where_document: Any = None,
+        include: Iterable[str] = INCLUDABLE,
+        limit: int | None = None,
+        cursor: str | None = None,
+        *,
+        timeout: float | None = None,
+    ) -> AsyncScan:
+        """Iterate over records in id order."""
+        pager = ScanPager(
+            self._router,
+            self._engine.tokens,
+            collection,
+            where,
+            where_document,
+            include,
+            limit,
+            cursor,
+            self._operations.options(),
+            timeout=timeout,
+            pinned=True,
+        )
+        return AsyncScan(self._engine, pager)
+
+    async def count(
+        self, collection: str, where: Any = None, where_document: Any = None, *, timeout: float | None = None
+    ) -> int:
+        """Return how many records match, exactly."""
+        return await self._engine.run_async(
+            self._operations.count(collection, where, where_document, self._options(timeout))
+        )
+
+    def _options(self, timeout: float | None) -> ReadOptions:
+        return self._operations.options(timeout=timeout)
+
+
+class AsyncTransaction(_Reads, AbstractAsyncContextManager["AsyncTransaction"]):
+    """Reads at one snapshot that also see the writes made here, and writes that are committed all at once.
+
+    Attributes:
+        result: The commit's id, timestamp and count; None until it is committed.
+    """
+
+    def __init__(
+        self, engine: Engine, transaction: InteractiveTransaction, settings: Settings, timeout: float | None
+    ) -> None:
+        super().__init__(engine, TransactionRouter(engine.router, transaction), settings)
+        self._transaction = transaction
+        self._timeout = timeout
+        self.result: CommitResult | None = None
+
+    @property
+    def snapshot(self) -> int | None:
+        """The timestamp it reads at; None before the ``async with`` block begins."""
+        return self._transaction.snapshot
+
+    async def insert(
+        self, collection: str, packet: DataPacket, *, expect: Any = None, timeout: float | None = None
+    ) -> DataPacket | None:
+        """Insert or replace a record; returns the one it replaces, as this transaction sees it."""
+        return await self._engine.run_async(self._operations.insert(collection, packet, expect, None, timeout))
+
+    async def upsert(
+        self,
+        collection: str,
+        packets: Iterable[DataPacket] | None = None,
+        *,
+        ids: Iterable[str] | None = None,
+        vectors: Any = None,
+        metadatas: Sequence[Any] | None = None,
+        documents: Sequence[Any] | None = None,
+        expect: Any = None,
+        timeout: float | None = None,
+    ) -> int:
+        """Insert or replace records; returns how many."""
+        put = make_put(collection, packets, ids, vectors, metadatas, documents, expect)
+        return (await self._engine.run_async(self._operations.upsert(put, None, timeout))).count
+
+    async def delete(
+        self, collection: str, record_id: str, *, expect: Any = None, timeout: float | None = None
+    ) -> DataPacket | None:
+        """Delete a record; returns it as this transaction sees it, or None."""
+        return await self._engine.run_async(self._operations.delete(collection, record_id, expect, None, timeout))
+
+    async def delete_many(
+        self,
+        collection: str,
+        ids: Iterable[str] | None = None,
+        where: Any = None,
+        where_document: Any = None,
+        *,
+        expect: Any = None,
+        timeout: float | None = None,
+    ) -> int:
+        """Delete by id or by filter; returns how many were there."""
+        flow = self._operations.delete_many(
+            collection, ids, where, where_document, expect, None, self._options(timeout)
+        )
+        return (await self._engine.run_async(flow)).count
+
+    async def commit(self) -> CommitResult:
+        """Commit now; the ``async with`` block then has nothing left to do.
+
+        Raises:
+            WriteConflictException: Somebody else committed one of these records first; nothing was written.
+            ReadWriteConflictException: Under ``serializable``: a record read by id was changed; nothing was written.
+            TimeoutException: If ``details["outcome"]`` is ``"unknown"``, call this again: it is carried out once.
+        """
+        if self.result is None:
+            deadline = self._engine.router.deadline(self._timeout)
+            self.result = (await self._engine.run_async(self._transaction.commit(deadline=deadline))).result
+        return self.result
+
+    def abort(self) -> None:
+        """Drop all writes."""
+        self._transaction.abort()
+
+    def _options(self, timeout: float | None) -> ReadOptions:
+        return self._operations.options(timeout=self._timeout if timeout is None else timeout)
+
+    async def __aenter__(self) -> Self:
+        await self._engine.run_async(self._transaction.begin(deadline=self._engine.router.deadline(self._timeout)))
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if kind is not None:
+            self.abort()
+        elif self._transaction.ended is None:
+            await self.commit()
+
+
+class AsyncSnapshot(_Reads, AbstractAsyncContextManager["AsyncSnapshot"]):
+    """A read-only view of all collections at one timestamp, kept readable while the ``async with`` block lasts."""
+
+    def __init__(self, engine: Engine, settings: Settings, options: ReadOptions) -> None:
+        self._view = SnapshotRouter(engine.router)
+        super().__init__(engine, self._view, settings)
+        self._opening = options
+
+    @property
+    def timestamp(self) -> int:
+        """The timestamp that is read at (the ``as_of`` of other reads); 0 outside the ``async with`` block."""
+        return self._view.pin.snapshot if self._view.pin is not None else 0
+
+    async def list_collections(self, *, timeout: float | None = None) -> list[CollectionSchema]:
+        """Return the schemas of all collections, by name."""
+        return await self._engine.run_async(self._operations.list_collections(self._options(timeout)))
+
+    async def describe_collection(self, name: str, *, timeout: float | None = None) -> CollectionInfo:
+        """Return the figures of a collection."""
+        return await self._engine.run_async(self._operations.describe_collection(name, self._options(timeout)))
+
+    async def __aenter__(self) -> Self:
+        await self._engine.run_async(self._view.open(self._opening))
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self._engine.run_async(self._view.close())

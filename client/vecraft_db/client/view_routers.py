@@ -1,0 +1,310 @@
+"""Routers seen from inside a transaction or a snapshot.
+
+Both have the flows of a router that :class:`~vecraft_db.client.operations.Operations` needs, so a method means the same
+inside and outside::
+
+    TransactionRouter   reads at the transaction's snapshot with its own writes laid over; writes go to its buffer
+    SnapshotRouter      reads at one timestamp, whose history it keeps from being reclaimed for as long as it is used
+
+What has no meaning in a view (a consistency level, another moment, catalog changes) its clients do not offer.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+
+from vecraft_data_model.errors import InvalidDataException
+from vecraft_data_model.filters import DocumentFilter, Filter
+from vecraft_data_model.messages import (
+    CatalogReply,
+    CountReply,
+    Delete,
+    Float32Array,
+    Mutation,
+    Put,
+    Rows,
+    RowsReply,
+)
+from vecraft_data_model.packets import CollectionInfo, CommitResult
+from vecraft_db.client.engine import Flow, FlowRouter
+from vecraft_router.options import DEFAULT_OPTIONS, ReadOptions
+from vecraft_router.results import Commit, Found, Pin
+from vecraft_router.transactions import InteractiveTransaction
+
+SNAPSHOT_TTL_MS = 300_000
+_RENEW_AFTER_S = SNAPSHOT_TTL_MS / 1000 / 3
+
+
+class TransactionRouter:
+    """The reads and writes of one interactive transaction.
+
+    Args:
+        router: The router that the transaction is built on.
+        transaction: The transaction.
+    """
+
+    def __init__(self, router: FlowRouter, transaction: InteractiveTransaction) -> None:
+        self._router = router
+        self.transaction = transaction
+
+    def deadline(self, timeout: float | None = None) -> float:
+        """As the router's."""
+        return self._router.deadline(timeout)
+
+    def commit(
+        self,
+        mutations: Sequence[Mutation],
+        *,
+        txn_id: str | None = None,
+        snapshot: int | None = None,
+        reads: Sequence[tuple[str, str]] = (),
+        want_preimages: bool = False,
+        deadline: float | None = None,
+    ) -> Flow[Commit]:
+        """Buffer writes. The timestamp in the result is 0: nothing is committed yet."""
+        count, preimages = 0, None
+        for mutation in mutations:
+            if not isinstance(mutation, Put | Delete):
+                raise InvalidDataException("a transaction of a client takes records only, no changes of the catalog")
+            if want_preimages:
+                reply = yield from self.transaction.get(mutation.collection, mutation.ids, deadline=deadline)
+                preimages = reply.rows
+            if isinstance(mutation, Put):
+                yield from self.transaction.put(mutation, deadline=deadline)
+                count += len(mutation.ids)
+            else:
+                present: Rows = (
+                    yield from self.transaction.get(
+                        mutation.collection, mutation.ids, with_vectors=False, deadline=deadline
+                    )
+                ).rows
+                yield from self.transaction.delete(mutation, deadline=deadline)
+                count += len(present.ids)
+        return Commit(CommitResult(self.transaction.txn_id or "", 0, count), preimages)
+
+    def delete_where(
+        self,
+        collection: str,
+        *,
+        where: Filter | None = None,
+        where_document: DocumentFilter | None = None,
+        txn_id: str | None = None,
+        options: ReadOptions = DEFAULT_OPTIONS,
+    ) -> Flow[Commit]:
+        """Buffer the deletion of what matches, own writes included."""
+        count = yield from self.transaction.delete_where(
+            collection, where=where, where_document=where_document, deadline=options.deadline
+        )
+        return Commit(CommitResult(self.transaction.txn_id or "", 0, count))
+
+    def get(
+        self, collection: str, ids: Sequence[str], options: ReadOptions = DEFAULT_OPTIONS, *, with_vectors: bool = True
+    ) -> Flow[RowsReply]:
+        """As the router's, own writes included."""
+        return self.transaction.get(collection, ids, with_vectors=with_vectors, deadline=options.deadline)
+
+    def search(
+        self,
+        collection: str,
+        queries: Float32Array,
+        k: int,
+        *,
+        where: Filter | None = None,
+        where_document: DocumentFilter | None = None,
+        ef: int | None = None,
+        exact: bool = False,
+        max_distance: float | None = None,
+        with_payloads: bool = True,
+        with_vectors: bool = False,
+        explain: bool = False,
+        options: ReadOptions = DEFAULT_OPTIONS,
+    ) -> Flow[Found]:
+        """As the router's, own writes included."""
+        return self.transaction.search(
+            collection,
+            queries,
+            k,
+            where=where,
+            where_document=where_document,
+            ef=ef,
+            exact=exact,
+            max_distance=max_distance,
+            with_payloads=with_payloads,
+            with_vectors=with_vectors,
+            explain=explain,
+            deadline=options.deadline,
+        )
+
+    def scan_page(
+        self,
+        collection: str,
+        *,
+        after: str | None = None,
+        limit: int = 1000,
+        where: Filter | None = None,
+        where_document: DocumentFilter | None = None,
+        with_payloads: bool = True,
+        with_vectors: bool = False,
+        options: ReadOptions = DEFAULT_OPTIONS,
+    ) -> Flow[RowsReply]:
+        """As the router's, own writes included."""
+        return self.transaction.scan_page(
+            collection,
+            after=after,
+            limit=limit,
+            where=where,
+            where_document=where_document,
+            with_payloads=with_payloads,
+            with_vectors=with_vectors,
+            deadline=options.deadline,
+        )
+
+    def count(
+        self,
+        collection: str,
+        *,
+        where: Filter | None = None,
+        where_document: DocumentFilter | None = None,
+        options: ReadOptions = DEFAULT_OPTIONS,
+    ) -> Flow[CountReply]:
+        """As the router's, own writes included."""
+        return self.transaction.count(
+            collection, where=where, where_document=where_document, deadline=options.deadline
+        )
+
+
+class SnapshotRouter:
+    """Reads at one timestamp.
+
+    Args:
+        router: The router to read by.
+
+    Attributes:
+        pin: The lease on the timestamp; None before :meth:`open` and after :meth:`close`.
+    """
+
+    def __init__(self, router: FlowRouter) -> None:
+        self._router = router
+        self._renew_at = 0.0
+        self.pin: Pin | None = None
+
+    def open(self, options: ReadOptions) -> Flow[int]:
+        """Choose and pin the snapshot."""
+        self.pin = yield from self._router.pin(None, ttl_ms=SNAPSHOT_TTL_MS, options=options)
+        self._renew_at = time.monotonic() + _RENEW_AFTER_S
+        return self.pin.snapshot
+
+    def close(self) -> Flow[None]:
+        """Let go of it."""
+        pin, self.pin = self.pin, None
+        if pin is not None:
+            yield from self._router.release(pin.pin_id)
+
+    def deadline(self, timeout: float | None = None) -> float:
+        """As the router's."""
+        return self._router.deadline(timeout)
+
+    def _at(self, options: ReadOptions) -> Flow[ReadOptions]:
+        if self.pin is None:
+            raise InvalidDataException("this snapshot is not open: use it inside its with block")
+        if time.monotonic() >= self._renew_at:
+            self.pin = yield from self._router.pin(
+                self.pin.snapshot,
+                ttl_ms=SNAPSHOT_TTL_MS,
+                pin_id=self.pin.pin_id,
+                options=ReadOptions(deadline=options.deadline),
+            )
+            self._renew_at = time.monotonic() + _RENEW_AFTER_S
+        return ReadOptions(as_of=self.pin.snapshot, deadline=options.deadline, partial=options.partial)
+
+    def get(
+        self, collection: str, ids: Sequence[str], options: ReadOptions = DEFAULT_OPTIONS, *, with_vectors: bool = True
+    ) -> Flow[RowsReply]:
+        """As the router's."""
+        at = yield from self._at(options)
+        return (yield from self._router.get(collection, ids, at, with_vectors=with_vectors))
+
+    def search(
+        self,
+        collection: str,
+        queries: Float32Array,
+        k: int,
+        *,
+        where: Filter | None = None,
+        where_document: DocumentFilter | None = None,
+        ef: int | None = None,
+        exact: bool = False,
+        max_distance: float | None = None,
+        with_payloads: bool = True,
+        with_vectors: bool = False,
+        explain: bool = False,
+        options: ReadOptions = DEFAULT_OPTIONS,
+    ) -> Flow[Found]:
+        """As the router's."""
+        at = yield from self._at(options)
+        return (
+            yield from self._router.search(
+                collection,
+                queries,
+                k,
+                where=where,
+                where_document=where_document,
+                ef=ef,
+                exact=exact,
+                max_distance=max_distance,
+                with_payloads=with_payloads,
+                with_vectors=with_vectors,
+                explain=explain,
+                options=at,
+            )
+        )
+
+    def scan_page(
+        self,
+        collection: str,
+        *,
+        after: str | None = None,
+        limit: int = 1000,
+        where: Filter | None = None,
+        where_document: DocumentFilter | None = None,
+        with_payloads: bool = True,
+        with_vectors: bool = False,
+        options: ReadOptions = DEFAULT_OPTIONS,
+    ) -> Flow[RowsReply]:
+        """As the router's."""
+        at = yield from self._at(options)
+        return (
+            yield from self._router.scan_page(
+                collection,
+                after=after,
+                limit=limit,
+                where=where,
+                where_document=where_document,
+                with_payloads=with_payloads,
+                with_vectors=with_vectors,
+                options=at,
+            )
+        )
+
+    def count(
+        self,
+        collection: str,
+        *,
+        where: Filter | None = None,
+        where_document: DocumentFilter | None = None,
+        options: ReadOptions = DEFAULT_OPTIONS,
+    ) -> Flow[CountReply]:
+        """As the router's."""
+        at = yield from self._at(options)
+        return (yield from self._router.count(collection, where=where, where_document=where_document, options=at))
+
+    def list_collections(self, options: ReadOptions = DEFAULT_OPTIONS) -> Flow[CatalogReply]:
+        """As the router's."""
+        at = yield from self._at(options)
+        return (yield from self._router.list_collections(at))
+
+    def describe(self, collection: str, options: ReadOptions = DEFAULT_OPTIONS) -> Flow[CollectionInfo]:
+        """As the router's."""
+        at = yield from self._at(options)
+        return (yield from self._router.describe(collection, at))
