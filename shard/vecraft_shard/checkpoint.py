@@ -178,6 +178,7 @@ class Checkpointer:
                 checksum,
                 collection.tuned_ef,
                 collection.measured_recall,
+                collection.tuned_rows,
             )
         )
         if part.first_row == 0:

@@ -29,6 +29,7 @@ from vecraft_data_model.ports import Disk
 from vecraft_data_model.schema import CollectionSchema
 from vecraft_shard.indexes.documents import DocumentIndex
 from vecraft_shard.indexes.hnsw import HnswIndex
+from vecraft_shard.indexes.hot import HotFilters
 from vecraft_shard.indexes.metadata import MetadataIndex
 from vecraft_shard.indexes.rowset import RowSet
 from vecraft_shard.locations import Locations, StoredCollection, StoredRows
@@ -45,6 +46,8 @@ class Collection:
         indexed: Rows below are in the HNSW graph.
         hnsw_saved: File name, rows and checksum of the last saved graph.
         ef: Search depth override (``SetEf``), or None.
+        tuned_ef, measured_recall, tuned_rows: The depth that was measured to be enough, its recall@10, and at how many
+            rows.
         checkpointed: Rows below are in the last checkpoint.
     """
 
@@ -67,11 +70,13 @@ class Collection:
         self.documents = DocumentIndex(connection, ordinal, self._texts)
         self.hnsw = HnswIndex(schema.dim, schema.metric, schema.M, schema.ef_construction)
         self.hnsw_saved: tuple[str, int, int] | None = None
+        self.hot_filters = HotFilters()
         self.indexed = 0
         self.checkpointed = 0
         self.ef: int | None = None
         self.tuned_ef: int | None = None
         self.measured_recall: float | None = None
+        self.tuned_rows = 0
         self.changed = True
         self._norms: Float32Array | None = np.empty(0, np.float32) if schema.metric == "cosine" else None
         self._slice_rows = _FIRST_SLICE_ROWS
@@ -110,6 +115,7 @@ class Collection:
         collection.documents.restore(stored.rows)
         collection.checkpointed = stored.rows
         collection.tuned_ef, collection.measured_recall = stored.ef, stored.measured_recall
+        collection.tuned_rows = stored.tuned_rows
         collection.changed = False
         collection._extend_norms()
         collection._load_hnsw(stored)

@@ -94,7 +94,7 @@ def compact(
             _copy(collection, target, late[first : first + _COPY_ROWS])
         target.versions.refresh_ends(collection.versions.end[np.concatenate([kept, late])])
         target.ef, target.tuned_ef = collection.ef, collection.tuned_ef
-        target.measured_recall = collection.measured_recall
+        target.measured_recall, target.tuned_rows = collection.measured_recall, collection.tuned_rows
         state.collections[collection.collection_id] = target
         state.retired.append(collection)
 

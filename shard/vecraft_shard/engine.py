@@ -57,10 +57,12 @@ from vecraft_shard.checkpoint import Checkpointer
 from vecraft_shard.compaction import compact, forget_dropped, worth_compacting
 from vecraft_shard.config import ShardConfig
 from vecraft_shard.participant import Participant, WriteGroup
+from vecraft_shard.planner import costs_of_this_machine
 from vecraft_shard.reads import Reader
 from vecraft_shard.records import RecordType, encode_timestamp
 from vecraft_shard.recovery import recover
 from vecraft_shard.state import ShardState
+from vecraft_shard.tuning import tune, worth_tuning
 
 WRITES = (CommitOne, Prepare, Decide, AbortTransaction, Resolve, Finish, Acknowledge)
 """Requests that may append to the log."""
@@ -86,9 +88,10 @@ class Shard:
         self._state = state
         self._stopwatch = stopwatch
         self._participant = Participant(state)
-        self._reader = Reader(state, self._raise_ceiling)
+        self._reader = Reader(state, self._raise_ceiling, costs_of_this_machine(stopwatch))
         self._checkpointer = Checkpointer(state)
         self._compaction: Iterator[None] | None = None
+        self._tuning: Iterator[None] | None = None
         self._last_read_ms = 0
         self._asked: dict[tuple[str, int], int] = {}
         self._failure: VecraftError | None = None
@@ -277,7 +280,8 @@ class Shard:
         if forget_dropped(state, now_ms) or self._checkpointer.is_due(now_ms):
             self._checkpointer.run(now_ms)
         more = self._index(deadline)
-        return self._compact(now_ms, deadline) or more
+        more = self._compact(now_ms, deadline) or more
+        return self._tune(deadline) or more
 
     def checkpoint(self, now_ms: int, *, compact_first: bool = False, index_first: bool = False) -> None:
         """Make a checkpoint now, optionally with everything compacted and indexed first."""
@@ -315,6 +319,17 @@ class Shard:
         while self._compaction is not None and self._stopwatch() < deadline:
             self._advance_compaction(now_ms)
         return self._compaction is not None
+
+    def _tune(self, deadline: float) -> bool:
+        if self._tuning is None:
+            worthy = next((c for c in self._state.collections.values() if worth_tuning(c)), None)
+            if worthy is None:
+                return False
+            self._tuning = tune(self._state, worthy)
+        while self._tuning is not None and self._stopwatch() < deadline:
+            if next(self._tuning, _FINISHED) is _FINISHED:
+                self._tuning = None
+        return self._tuning is not None
 
     def _advance_compaction(self, now_ms: int) -> None:
         assert self._compaction is not None
@@ -443,3 +458,4 @@ class Shard:
 
 
 _UNANSWERED: Response = Undecided([])
+_FINISHED = object()

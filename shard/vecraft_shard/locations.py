@@ -40,7 +40,7 @@ CREATE TABLE IF NOT EXISTS collections (
     ordinal INTEGER PRIMARY KEY, collection_id TEXT NOT NULL UNIQUE, generation INTEGER NOT NULL,
     rows INTEGER NOT NULL, payload_bytes INTEGER NOT NULL,
     hnsw_file TEXT, hnsw_rows INTEGER NOT NULL DEFAULT 0, hnsw_checksum INTEGER NOT NULL DEFAULT 0,
-    ef INTEGER, measured_recall REAL);
+    ef INTEGER, measured_recall REAL, tuned_rows INTEGER NOT NULL DEFAULT 0);
 CREATE TABLE IF NOT EXISTS catalog (
     collection_id TEXT NOT NULL, schema TEXT NOT NULL, begin_ts INTEGER NOT NULL, end_ts INTEGER NOT NULL);
 CREATE TABLE IF NOT EXISTS aliases (
@@ -78,6 +78,7 @@ class StoredCollection:
     hnsw_checksum: int
     ef: int | None
     measured_recall: float | None
+    tuned_rows: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -192,7 +193,7 @@ class Locations:
         ):
             self.connection.execute(statement)
         self.connection.execute(
-            "INSERT OR REPLACE INTO collections VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+            "INSERT OR REPLACE INTO collections VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
             (
                 n,
                 stored.collection_id,
@@ -204,6 +205,7 @@ class Locations:
                 stored.hnsw_checksum,
                 stored.ef,
                 stored.measured_recall,
+                stored.tuned_rows,
             ),
         )
 

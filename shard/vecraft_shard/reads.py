@@ -14,7 +14,6 @@ from heapq import nsmallest
 
 import numpy as np
 import numpy.typing as npt
-from vecraft_shard.search import explain_search, run_search
 
 from vecraft_data_model.errors import CollectionNotExistedException, InvalidDataException
 from vecraft_data_model.messages import (
@@ -40,8 +39,11 @@ from vecraft_data_model.schema import CollectionSchema
 from vecraft_data_model.validation import as_matrix
 from vecraft_shard.collection import Collection
 from vecraft_shard.indexes.hnsw import HnswIndex
+from vecraft_shard.indexes.hot import HotFilters
+from vecraft_shard.indexes.tail import VectorSource
+from vecraft_shard.planner import Costs
+from vecraft_shard.search import explain_search, run_search
 from vecraft_shard.state import ShardState
-from vecraft_shard.store import VectorColumn
 from vecraft_shard.versions import NO_ROW
 
 
@@ -49,8 +51,8 @@ class CollectionView:
     """One collection at one snapshot, as the search executor sees it."""
 
     __slots__ = (
-        "all_visible", "begin", "collection", "column", "ef", "end", "hnsw", "ids", "indexed", "matching", "norms",
-        "rows", "schema", "snapshot",
+        "all_visible", "begin", "collection", "column", "ef", "end", "hnsw", "hot_filters", "ids", "indexed",
+        "matching", "norms", "rows", "schema", "snapshot",
     )  # fmt: skip
 
     def __init__(self, collection: Collection, snapshot: int, ef: int) -> None:
@@ -60,7 +62,7 @@ class CollectionView:
         self.schema: CollectionSchema = collection.schema
         self.rows = versions.rows
         self.indexed = collection.indexed
-        self.column: VectorColumn = collection.column
+        self.column: VectorSource = collection.column
         self.norms: Float32Array | None = collection.norms
         self.hnsw: HnswIndex | None = collection.hnsw
         self.begin = versions.begin
@@ -68,14 +70,16 @@ class CollectionView:
         self.ids: Sequence[str] = versions.ids
         self.all_visible = versions.all_visible(snapshot)
         self.ef = ef
+        self.hot_filters: HotFilters | None = collection.hot_filters
         self.matching = collection.matching
 
 
 class Reader:
     """Read requests against the state of one shard."""
 
-    def __init__(self, state: ShardState, raise_ceiling: Callable[[int, int], None]) -> None:
+    def __init__(self, state: ShardState, raise_ceiling: Callable[[int, int], None], costs: Costs) -> None:
         self._state = state
+        self._costs = costs
         self._raise_ceiling = raise_ceiling
 
     def handle(self, request: ReadRequest, now_ms: int) -> Response:
@@ -134,8 +138,8 @@ class Reader:
             raise InvalidDataException(f"k must be at least 1, got {request.k}")
         as_matrix(request.queries, schema.dim, metric=schema.metric, what="query")
         view = CollectionView(collection, snapshot, self.ef_of(collection))
-        found = run_search(view, request)
-        explain = explain_search(view, request) if request.explain else None
+        found = run_search(view, request, costs=self._costs)
+        explain = explain_search(view, request, costs=self._costs) if request.explain else None
         ids = view.ids
         hits = []
         for rows, distances in found:

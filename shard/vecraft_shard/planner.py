@@ -1,0 +1,203 @@
+"""How to carry out a search: scan, or walk the graph, decided by estimated cost. Pure arithmetic.
+
+Three plans, of which all are right and one is fastest:
+
+``exact``
+    Scan the rows that match (all, without a filter). Its answer is exact. The cheapest for few rows: below about a
+    tenth of the collection it beats every graph.
+``hnsw``
+    Walk the graph, ``ef`` deep. Only where every row counts.
+``hnsw_overfetch``
+    Walk it deeper than ``ef`` and keep the candidates that match and are visible. Queries that find too few are scanned
+    after all, so what this costs depends on how often that happens: on how the filter is correlated with nearness, which
+    only experience with that filter tells (*shortfall*).
+
+The unit of cost is the microsecond on the machine the default :class:`Costs` were measured on. Only ratios matter, and
+those differ little between machines; :func:`calibrated` measures them where the shard runs, with a stopwatch handed in.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any, Final, Literal
+
+import numpy as np
+
+PlanKind = Literal["exact", "hnsw", "hnsw_overfetch"]
+
+_DEPTH_MARGIN: Final = 1.25
+"""A filtered search goes deeper by this: the matching part of a candidate list has a little less recall than the list."""
+_SPARE_MATCHES: Final = 2.5
+"""Depth is chosen so that about so many times ``k`` candidates match."""
+_BATCH_FROM: Final = 4
+
+
+@dataclass(frozen=True, slots=True)
+class Costs:
+    """What the steps cost, in microseconds (kb: 1024 bytes of vector).
+
+    Attributes:
+        scan_call: Fixed, per query or per scan.
+        stream_kb: Multiplying one kilobyte of vectors that lie in order, for one query.
+        gather_row, gather_kb: Fetching a row from anywhere, besides.
+        multiply_million: A million multiply-adds of a matrix product, for many queries at once.
+        walk_call: Fixed, per query on the graph.
+        link, link_kb: Looking at one neighbour in the graph.
+    """
+
+    scan_call: float = 60.0
+    stream_kb: float = 0.03
+    gather_row: float = 0.02
+    gather_kb: float = 0.06
+    multiply_million: float = 20.0
+    walk_call: float = 30.0
+    link: float = 0.03
+    link_kb: float = 0.035
+
+
+@dataclass(frozen=True, slots=True)
+class Task:
+    """What there is to do.
+
+    Attributes:
+        queries, k, dim, item_bytes, M, ef: As they say.
+        exact: Nothing but a scan will do.
+        indexed: Rows in the graph (0: there is none).
+        rows: All rows, tail included.
+        matching: Rows that match the filter, or all.
+        counting: Share of the matching rows that the snapshot sees, estimated.
+        gathered: Whether the matching rows' vectors lie together in memory.
+        shortfall: Expected share of queries for which an overfetch finds too few.
+    """
+
+    queries: int
+    k: int
+    dim: int
+    item_bytes: int
+    M: int
+    ef: int
+    exact: bool
+    indexed: int
+    rows: int
+    matching: int
+    counting: float = 1.0
+    gathered: bool = False
+    shortfall: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """What to do.
+
+    Attributes:
+        kind: See the module.
+        depth: Candidates to fetch from the graph; 0 for ``exact``.
+        cost_exact, cost_graph: Estimates for the alternatives, in microseconds; inf where one is impossible.
+    """
+
+    kind: PlanKind
+    depth: int
+    cost_exact: float
+    cost_graph: float
+
+    def to_dict(self) -> dict[str, Any]:
+        """For ``explain``."""
+        graph = None if math.isinf(self.cost_graph) else round(self.cost_graph, 1)
+        return {
+            "plan": self.kind, "depth": self.depth,
+            "estimated_us": {"exact": round(self.cost_exact, 1), "graph": graph},
+        }  # fmt: skip
+
+
+NOMINAL_COSTS: Final = Costs()
+
+
+def choose_plan(task: Task, costs: Costs = NOMINAL_COSTS) -> Plan:
+    """Return the plan that is estimated to be fastest."""
+    exact = exact_cost(task, costs)
+    if task.exact or task.indexed == 0:
+        return Plan("exact", 0, exact, math.inf)
+    share = task.matching * task.counting / max(task.rows, 1)
+    if share >= 1.0:
+        kind: PlanKind = "hnsw"
+        depth = max(task.ef, task.k)
+    else:
+        kind = "hnsw_overfetch"
+        depth = max(math.ceil(task.ef * _DEPTH_MARGIN), math.ceil(_SPARE_MATCHES * task.k / max(share, 1e-9)))
+    if depth >= task.indexed:
+        return Plan("exact", 0, exact, math.inf)
+    graph = graph_cost(task, depth, costs) + task.shortfall * exact
+    if exact <= graph:
+        return Plan("exact", 0, exact, graph)
+    return Plan(kind, depth, exact, graph)
+
+
+def exact_cost(task: Task, costs: Costs = NOMINAL_COSTS) -> float:
+    """Estimate a scan of the matching rows for all queries."""
+    row_kb = task.dim * task.item_bytes / 1024
+    in_order = task.gathered or task.matching * 3 >= task.rows
+    rows = task.matching if task.gathered or not in_order else task.rows
+    cost = 0.0 if in_order else rows * (costs.gather_row + costs.gather_kb * row_kb)
+    if task.item_bytes < 4 and not task.gathered:
+        cost += rows * costs.stream_kb * row_kb * 4  # widening float16
+    if task.queries < _BATCH_FROM:
+        return cost + task.queries * (costs.scan_call + rows * costs.stream_kb * task.dim * 4 / 1024)
+    return cost + task.queries * (costs.scan_call + rows * task.dim / 1e6 * costs.multiply_million)
+
+
+def graph_cost(task: Task, depth: int, costs: Costs = NOMINAL_COSTS) -> float:
+    """Estimate walking the graph ``depth`` deep for all queries."""
+    # A node is expanded once per place in the list of candidates; most of its links lead to nodes seen before, about M
+    # do not. The walk down to the bottom level adds a few dozen.
+    looked_at = (depth + 4 * math.log2(task.indexed + 1)) * task.M
+    return task.queries * (costs.walk_call + looked_at * (costs.link + costs.link_kb * task.dim * 4 / 1024))
+
+
+def calibrated(stopwatch: Callable[[], float]) -> Costs:
+    """Measure the costs on this machine, in about ten milliseconds.
+
+    Args:
+        stopwatch: Returns seconds, from any start.
+    """
+    dim, rows = 256, 8192  # 8 MB: beyond the second-level cache
+    row_kb = dim * 4 / 1024
+    matrix = np.ones((rows, dim), np.float32)
+    query = matrix[0]
+    picked = (np.arange(2048) * 4099) % rows
+
+    def measured(step: Callable[[], object]) -> float:
+        spent = []
+        for _ in range(3):
+            started = stopwatch()
+            step()
+            spent.append((stopwatch() - started) * 1e6)
+        return max(min(spent), 1e-3)
+
+    stream_kb = measured(lambda: matrix @ query) / (rows * row_kb)
+    gather = measured(lambda: matrix.take(picked, axis=0)) / len(picked)
+    block = np.ascontiguousarray(matrix[:1024])
+    multiply = measured(lambda: matrix[:64] @ block.T) / (64 * 1024 * dim / 1e6)
+    few = matrix[:8]
+    call = measured(lambda: [few @ query for _ in range(10)]) / 10
+    nominal = NOMINAL_COSTS
+    # A link is a row from anywhere, compared in place: cheaper than fetching it in the nominal ratio.
+    pace = gather / (nominal.gather_row + nominal.gather_kb * row_kb)
+    return Costs(
+        scan_call=nominal.scan_call * max(call, 0.3) / 0.8,
+        stream_kb=stream_kb,
+        gather_row=nominal.gather_row * pace,
+        gather_kb=nominal.gather_kb * pace,
+        multiply_million=multiply,
+        walk_call=nominal.walk_call * max(call, 0.3) / 0.8,
+        link=nominal.link * pace,
+        link_kb=nominal.link_kb * pace,
+    )
+
+
+@lru_cache(maxsize=4)
+def costs_of_this_machine(stopwatch: Callable[[], float]) -> Costs:
+    """Return :func:`calibrated` costs, measured once per process and stopwatch."""
+    return calibrated(stopwatch)
