@@ -1,0 +1,523 @@
+"""The router's flows, spoken over HTTP: what lets one set of operations serve a database behind a gateway.
+
+:class:`RestRouter` has the methods of :class:`vecraft_router.router.Router`, with the same arguments, results and
+errors. Its flows yield :class:`~vecraft_db.client.http_runner.Http` instead of shard requests. Records travel as
+columns, vectors in base64, and payloads as they were encoded, so checksums hold from this process to the disk and back.
+
+What it knows: a session token (the newest timestamp this client has seen, signed by the cluster), so that it reads its
+own writes through any gateway. What it decides: whether to send again. A request that cannot have arrived is sent again
+until the deadline; one that may have arrived too, because reads change nothing and every write carries a transaction
+id, which makes it happen once. When time is up, a write whose fate is unknown says so.
+"""
+
+from __future__ import annotations
+
+import base64
+import json
+import random
+import struct
+import threading
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any, TypeVar, cast
+from urllib.parse import quote
+
+import msgspec
+import numpy as np
+
+from vecraft_data_model.errors import (
+    InvalidDataException,
+    ShardUnavailableError,
+    TimeoutException,
+    VecraftError,
+    WriteConflictException,
+)
+from vecraft_data_model.filters import DocumentFilter, Filter
+from vecraft_data_model.hlc import timestamp_of
+from vecraft_data_model.messages import (
+    AlterCollection,
+    CatalogReply,
+    CountReply,
+    CreateCollection,
+    Delete,
+    DropAlias,
+    DropCollection,
+    Float32Array,
+    Mutation,
+    Put,
+    Refused,
+    Rows,
+    RowsReply,
+    StatusReply,
+)
+from vecraft_data_model.packets import CollectionInfo, CommitResult
+from vecraft_data_model.ports import Clock
+from vecraft_data_model.schema import CollectionSchema
+from vecraft_data_model.validation import check_timeout, new_txn_id
+from vecraft_db.client.filter_json import where_document_of, where_of
+from vecraft_db.client.http_runner import Answer, Http, HttpFlow, NoAnswer
+from vecraft_router.effects import Sleep
+from vecraft_router.gateway.columns import hits_from_columns, pack_payloads, rows_from_columns
+from vecraft_router.gateway.vectors import to_base64
+from vecraft_router.options import DEFAULT_OPTIONS, Bounded, ReadOptions
+from vecraft_router.results import Commit, Found, Pin
+from vecraft_router.transactions import InteractiveTransaction
+
+if TYPE_CHECKING:
+    from vecraft_router.router import Router
+
+T = TypeVar("T")
+
+RETRY_FIRST_S = 0.02
+RETRY_MAX_S = 0.5
+_BUSY = frozenset({502, 503})
+_REFUSED_INPUT = frozenset({400, 408, 413, 415, 422})
+
+
+class RestRouter:
+    """Flows over a gateway. Safe to use from several threads.
+
+    Args:
+        clock: Time, for deadlines and transaction ids.
+        rng: Jitter of retries.
+        timeout_s: Deadline of calls that name none.
+    """
+
+    def __init__(self, clock: Clock, rng: random.Random, timeout_s: float) -> None:
+        self._clock = clock
+        self._rng = rng
+        self._timeout_s = timeout_s
+        self._lock = threading.Lock()
+        self._token: str | None = None
+        self._seen = 0
+
+    def deadline(self, timeout: float | None = None) -> float:
+        """Return the moment, in ``Clock.monotonic`` seconds, that lies ``timeout`` seconds (default: configured) ahead.
+
+        Raises:
+            InvalidDataException: ``timeout`` is not a number above 0 and at most a day.
+        """
+        seconds = check_timeout(timeout)
+        return self._clock.monotonic() + (self._timeout_s if seconds is None else seconds)
+
+    def new_txn_id(self) -> str:
+        """Return a fresh transaction id (UUIDv7)."""
+        return new_txn_id(self._clock.now_ms())
+
+    # ------------------------------------------------------------------------------------------------ writes
+
+    def commit(
+        self,
+        mutations: Sequence[Mutation],
+        *,
+        txn_id: str | None = None,
+        snapshot: int | None = None,
+        reads: Sequence[tuple[str, str]] = (),
+        want_preimages: bool = False,
+        deadline: float | None = None,
+    ) -> HttpFlow[Commit]:
+        """Commit mutations, all or none; as ``Router.commit``."""
+        until = self._until(deadline)
+        body: dict[str, Any] = {"operations": [_operation(mutation) for mutation in mutations], "format": "columns"}
+        if want_preimages:
+            body["preimages"] = True
+        if snapshot is not None:
+            body["snapshot"] = snapshot
+        if reads:
+            body["isolation"] = "serializable"
+            body["reads"] = [list(pair) for pair in reads]
+        attempt = 0
+        while True:
+            chosen = self.new_txn_id() if txn_id is None else txn_id
+            try:
+                data = yield from self._write("/transactions", {**body, "txn_id": chosen}, chosen, until)
+            except WriteConflictException:
+                # A write with an id gives up when it meets locks (an id stands for one attempt). A blind one that left
+                # the id to us has not asked for that, and the abort is durable: it goes on under another id.
+                pause = self._pause(attempt)
+                if txn_id is not None or snapshot is not None or self._clock.monotonic() + pause >= until:
+                    raise
+                attempt += 1
+                yield Sleep(pause)
+            else:
+                return _commit_of(data)
+
+    def delete_where(
+        self,
+        collection: str,
+        *,
+        where: Filter | None = None,
+        where_document: DocumentFilter | None = None,
+        txn_id: str | None = None,
+        options: ReadOptions = DEFAULT_OPTIONS,
+    ) -> HttpFlow[Commit]:
+        """Delete what matches, atomically; as ``Router.delete_where``."""
+        chosen = self.new_txn_id() if txn_id is None else txn_id
+        body: dict[str, Any] = {"txn_id": chosen, **_filters(where, where_document)}
+        path = f"/collections/{_quoted(collection)}/delete"
+        data = yield from self._write(path, body, chosen, self._until(options.deadline), self._headers(options))
+        return _commit_of(data)
+
+    def transaction(
+        self,
+        *,
+        isolation: str = "snapshot",
+        txn_id: str | None = None,
+        options: ReadOptions = DEFAULT_OPTIONS,
+    ) -> InteractiveTransaction:
+        """Return a transaction that reads at one snapshot, sees its own writes and commits them at once.
+
+        Its writes stay in this process until it commits; no gateway holds anything for it.
+        """
+        return InteractiveTransaction(cast("Router", self), isolation=isolation, txn_id=txn_id, options=options)
+
+    # ------------------------------------------------------------------------------------------------- reads
+
+    def get(
+        self,
+        collection: str,
+        ids: Sequence[str],
+        options: ReadOptions = DEFAULT_OPTIONS,
+        *,
+        with_vectors: bool = True,
+    ) -> HttpFlow[RowsReply]:
+        """Return the records of those ids, in that order, the missing left out."""
+        include = ["metadata", "document", "vector"] if with_vectors else ["metadata", "document"]
+        body = {"ids": list(ids), "include": include, "format": "columns"}
+        data = yield from self._read("POST", f"/collections/{_quoted(collection)}/get", body, options)
+        return RowsReply(data["snapshot"], rows_from_columns(data["rows"]))
+
+    def search(
+        self,
+        collection: str,
+        queries: Float32Array,
+        k: int,
+        *,
+        where: Filter | None = None,
+        where_document: DocumentFilter | None = None,
+        ef: int | None = None,
+        exact: bool = False,
+        max_distance: float | None = None,
+        with_payloads: bool = True,
+        with_vectors: bool = False,
+        explain: bool = False,
+        options: ReadOptions = DEFAULT_OPTIONS,
+    ) -> HttpFlow[Found]:
+        """Return the k nearest records to each row of ``queries`` (q, dim) float32."""
+        body: dict[str, Any] = {
+            "queries": to_base64(queries),
+            "k": k,
+            "include": _parts(with_payloads, with_vectors),
+            "format": "columns",
+            **_filters(where, where_document),
+        }
+        given = {"ef": ef, "max_distance": max_distance}
+        body.update({name: value for name, value in given.items() if value is not None})
+        flags = {"exact": exact, "explain": explain, "partial": options.partial}
+        body.update({name: True for name, flag in flags.items() if flag})
+        data = yield from self._read("POST", f"/collections/{_quoted(collection)}/search_many", body, options)
+        explained = data["explain"]
+        return Found(
+            snapshot=data["snapshot"],
+            hits=[hits_from_columns(hits) for hits in data["hits"]],
+            missing=tuple(data["missing"]),
+            explain=None if explained is None else {int(shard): plan for shard, plan in explained.items()},
+        )
+
+    def scan_page(
+        self,
+        collection: str,
+        *,
+        after: str | None = None,
+        limit: int = 1000,
+        where: Filter | None = None,
+        where_document: DocumentFilter | None = None,
+        with_payloads: bool = True,
+        with_vectors: bool = False,
+        options: ReadOptions = DEFAULT_OPTIONS,
+    ) -> HttpFlow[RowsReply]:
+        """Return up to ``limit`` records after ``after`` in id order."""
+        body: dict[str, Any] = {
+            "limit": limit,
+            "include": _parts(with_payloads, with_vectors),
+            "format": "columns",
+            **_filters(where, where_document),
+        }
+        if after is not None:
+            body["after"] = after
+        data = yield from self._read("POST", f"/collections/{_quoted(collection)}/scan", body, options)
+        return RowsReply(data["snapshot"], rows_from_columns(data["rows"]), data["more"])
+
+    def count(
+        self,
+        collection: str,
+        *,
+        where: Filter | None = None,
+        where_document: DocumentFilter | None = None,
+        options: ReadOptions = DEFAULT_OPTIONS,
+    ) -> HttpFlow[CountReply]:
+        """Return the exact number of records that match."""
+        body = _filters(where, where_document)
+        answer = yield from self._ask("POST", f"/collections/{_quoted(collection)}/count", body, options)
+        return CountReply(_snapshot_of(answer), _decoded(answer)["count"])
+
+    def list_collections(self, options: ReadOptions = DEFAULT_OPTIONS) -> HttpFlow[CatalogReply]:
+        """Return the schemas of all collections, and the aliases, both at one snapshot."""
+        answer = yield from self._ask("GET", "/collections", None, options)
+        snapshot = _snapshot_of(answer)
+        schemas = [CollectionSchema.from_dict(fields) for fields in _decoded(answer)]
+        aliases = yield from self._read("GET", "/aliases", None, ReadOptions(as_of=snapshot, deadline=options.deadline))
+        return CatalogReply(snapshot, schemas, aliases)
+
+    def describe(self, collection: str, options: ReadOptions = DEFAULT_OPTIONS) -> HttpFlow[CollectionInfo]:
+        """Return a collection's figures."""
+        data = yield from self._read("GET", f"/collections/{_quoted(collection)}", None, options)
+        return msgspec.convert(data, CollectionInfo)
+
+    def choose_snapshot(self, options: ReadOptions = DEFAULT_OPTIONS) -> HttpFlow[int]:
+        """Return a timestamp to read the whole database at."""
+        data = yield from self._read("GET", "/snapshots", None, options)
+        snapshot: int = data["snapshot"]
+        return snapshot
+
+    # ----------------------------------------------------------------------------------------------- service
+
+    def pin(
+        self,
+        snapshot: int | None = None,
+        *,
+        ttl_ms: int,
+        pin_id: str | None = None,
+        options: ReadOptions = DEFAULT_OPTIONS,
+    ) -> HttpFlow[Pin]:
+        """Keep the history of a snapshot for ``ttl_ms``."""
+        body: dict[str, Any] = {"ttl_ms": ttl_ms, "pin_id": pin_id or self.new_txn_id()}
+        if snapshot is not None:
+            body["as_of"] = snapshot
+        data = yield from self._read("POST", "/snapshots", body, options)
+        return Pin(data["pin_id"], data["snapshot"])
+
+    def release(self, pin_id: str, *, deadline: float | None = None) -> HttpFlow[None]:
+        """Let go of a pin."""
+        path = f"/snapshots/1?pin_id={quote(pin_id, safe='')}"
+        yield from self._read("DELETE", path, None, ReadOptions(deadline=deadline))
+
+    def set_ef(self, collection: str, ef: int | None, *, deadline: float | None = None) -> HttpFlow[None]:
+        """Set a collection's search depth, not durably."""
+        path = f"/collections/{_quoted(collection)}/ef"
+        yield from self._read("PUT", path, {"ef": ef}, ReadOptions(deadline=deadline))
+
+    def checkpoint(
+        self, compact: bool = False, index: bool = False, *, deadline: float | None = None
+    ) -> HttpFlow[None]:
+        """Make a checkpoint on every shard."""
+        body = {"compact": compact, "index": index}
+        yield from self._read("POST", "/admin/checkpoint", body, ReadOptions(deadline=deadline))
+
+    def status(self, *, deadline: float | None = None) -> HttpFlow[dict[int, StatusReply | Refused]]:
+        """Ask every shard for its figures."""
+        data = yield from self._read("GET", "/cluster", None, ReadOptions(deadline=deadline))
+        return {entry["shard"]: _status_of(entry) for entry in data["shards"]}
+
+    # ----------------------------------------------------------------------------------------------- inside
+
+    def _until(self, deadline: float | None) -> float:
+        return self.deadline() if deadline is None else deadline
+
+    def _headers(self, options: ReadOptions) -> dict[str, str]:
+        """Return what a read's options are in HTTP."""
+        if options.as_of is not None:
+            return {"X-Vecraft-Snapshot": str(timestamp_of(options.as_of))}
+        consistency = options.consistency
+        if isinstance(consistency, Bounded):
+            return {"X-Consistency-Level": "bounded", "X-Max-Staleness-Ms": str(consistency.max_staleness_ms)}
+        if consistency != "session":
+            return {"X-Consistency-Level": consistency}
+        with self._lock:
+            if options.min_ts > self._seen:
+                # Nobody has signed that timestamp for us; strong sees whatever was acknowledged, so that one too.
+                return {"X-Consistency-Level": "strong"}
+            return {} if self._token is None else {"X-Session-Token": self._token}
+
+    def _read(self, method: str, path: str, body: dict[str, Any] | None, options: ReadOptions) -> HttpFlow[Any]:
+        return _decoded((yield from self._ask(method, path, body, options)))
+
+    def _ask(self, method: str, path: str, body: dict[str, Any] | None, options: ReadOptions) -> HttpFlow[Answer]:
+        answer = yield from self._send(method, path, body, self._headers(options), self._until(options.deadline))
+        if isinstance(answer, NoAnswer):
+            raise _unanswered(answer, {})
+        if answer.status >= 400:
+            raise error_of(answer)
+        return answer
+
+    def _write(
+        self,
+        path: str,
+        body: dict[str, Any],
+        txn_id: str,
+        deadline: float,
+        headers: dict[str, str] | None = None,
+    ) -> HttpFlow[Any]:
+        answer = yield from self._send("POST", path, body, headers or {}, deadline)
+        if isinstance(answer, NoAnswer):
+            outcome = "unknown" if answer.sent else "aborted"
+            raise _unanswered(answer, {"txn_id": txn_id, "outcome": outcome})
+        if answer.status >= 400:
+            raise error_of(answer)
+        return _decoded(answer)
+
+    def _send(
+        self, method: str, path: str, body: dict[str, Any] | None, headers: dict[str, str], deadline: float
+    ) -> HttpFlow[Answer | NoAnswer]:
+        """Send until there is an answer or no time left; ``NoAnswer.sent``: some attempt may have arrived."""
+        content = None if body is None else _encoded(body)
+        sent = False
+        attempt = 0
+        while True:
+            left_ms = max(1, int((deadline - self._clock.monotonic()) * 1000))
+            answer: Answer | NoAnswer = yield Http(
+                method, path, content, {**headers, "X-Timeout-Ms": str(left_ms)}, deadline
+            )
+            if isinstance(answer, Answer):
+                self._learn(answer)
+                # A proxy, or a gateway that is full, spoke: no shard has decided anything.
+                if answer.status not in _BUSY or _is_problem(answer):
+                    return answer
+                reason = f"the gateway answered {answer.status}"
+            else:
+                sent = sent or answer.sent
+                reason = answer.reason
+            pause = self._pause(attempt)
+            attempt += 1
+            if self._clock.monotonic() + pause >= deadline:
+                return NoAnswer(sent=sent, reason=reason)
+            yield Sleep(pause)
+
+    def _pause(self, attempt: int) -> float:
+        """Return the seconds before another attempt: exponential, jittered by half."""
+        return min(RETRY_MAX_S, RETRY_FIRST_S * 2.0 ** min(attempt, 16)) * (0.5 + 0.5 * self._rng.random())
+
+    def _learn(self, answer: Answer) -> None:
+        token = answer.headers.get("x-session-token")
+        if token is None:
+            return
+        ts = timestamp_in(token)
+        with self._lock:
+            if ts > self._seen:
+                self._seen = ts
+                self._token = token
+
+
+def timestamp_in(token: str) -> int:
+    """Return the timestamp that a session token says in the open; 0 if it is not one."""
+    try:
+        ts: int = struct.unpack_from(">Q", base64.urlsafe_b64decode(token + "=" * (-len(token) % 4)))[0]
+    except (ValueError, struct.error):
+        return 0
+    return ts
+
+
+def error_of(answer: Answer) -> VecraftError:
+    """Return the error that a problem response stands for: the same class, message and details as on the server."""
+    try:
+        problem = msgspec.json.decode(answer.content)
+    except (msgspec.DecodeError, UnicodeDecodeError):
+        problem = None
+    if not isinstance(problem, dict) or "code" not in problem:
+        text = answer.content[:200].decode("utf-8", "replace")
+        return VecraftError(f"the gateway answered {answer.status}: {text}", status=answer.status)
+    details = problem.get("details")
+    error = VecraftError.from_dict(
+        {
+            "code": problem["code"],
+            "message": problem.get("detail", ""),
+            "details": details if isinstance(details, dict) else {},
+        }
+    )
+    if type(error) is VecraftError and answer.status in _REFUSED_INPUT:
+        return InvalidDataException(error.message, **error.details)
+    return error
+
+
+def _is_problem(answer: Answer) -> bool:
+    return answer.headers.get("content-type", "").startswith("application/problem+json")
+
+
+def _unanswered(answer: NoAnswer, details: dict[str, Any]) -> VecraftError:
+    if answer.sent:
+        what = "; the outcome is unknown, send it again with the same txn_id" if details else ""
+        return TimeoutException(f"the gateway did not answer until the deadline ({answer.reason}){what}", **details)
+    return ShardUnavailableError(f"no gateway could be reached until the deadline: {answer.reason}", **details)
+
+
+def _encoded(body: dict[str, Any]) -> bytes:
+    try:
+        return msgspec.json.encode(body)
+    except OverflowError:  # an integer beyond 64 bits in a filter, which is a number like any other
+        return json.dumps(body).encode()
+
+
+def _decoded(answer: Answer) -> Any:
+    return msgspec.json.decode(answer.content)
+
+
+def _snapshot_of(answer: Answer) -> int:
+    return int(answer.headers["x-vecraft-snapshot"])
+
+
+def _quoted(collection: str) -> str:
+    return quote(collection, safe="")
+
+
+def _parts(with_payloads: bool, with_vectors: bool) -> list[str]:
+    return [*(("metadata", "document") if with_payloads else ()), *(("vector",) if with_vectors else ())]
+
+
+def _filters(where: Filter | None, where_document: DocumentFilter | None) -> dict[str, Any]:
+    filters: dict[str, Any] = {}
+    if where is not None:
+        filters["where"] = where_of(where)
+    if where_document is not None:
+        filters["where_document"] = where_document_of(where_document)
+    return filters
+
+
+def _operation(mutation: Mutation) -> dict[str, Any]:
+    if isinstance(mutation, Put):
+        return {
+            "op": "upsert",
+            "collection": mutation.collection,
+            "ids": mutation.ids,
+            "vectors": to_base64(np.asarray(mutation.vectors)),
+            "payloads": pack_payloads(mutation.payloads),
+            "expect": mutation.expect,
+        }
+    if isinstance(mutation, Delete):
+        return {"op": "delete", "collection": mutation.collection, "ids": mutation.ids, "expect": mutation.expect}
+    if isinstance(mutation, CreateCollection):
+        return {"op": "create_collection", "schema": mutation.schema.to_dict()}
+    if isinstance(mutation, DropCollection):
+        return {"op": "drop_collection", "collection": mutation.name}
+    if isinstance(mutation, AlterCollection):
+        return {"op": "alter_collection", "collection": mutation.name, "changes": mutation.changes}
+    if isinstance(mutation, DropAlias):
+        return {"op": "drop_alias", "alias": mutation.alias}
+    return {"op": "set_alias", "alias": mutation.alias, "collection": mutation.name}
+
+
+def _commit_of(data: dict[str, Any]) -> Commit:
+    result = CommitResult(data["txn_id"], data["commit_ts"], data["count"])
+    columns = data.get("preimages")
+    preimages: Rows | None = None if columns is None else rows_from_columns(columns)
+    return Commit(result, preimages)
+
+
+def _status_of(entry: dict[str, Any]) -> StatusReply | Refused:
+    if entry["status"] != "up":
+        return Refused(ShardUnavailableError(str(entry.get("error", "no answer")), shard=entry["shard"]))
+    return StatusReply(
+        shard=entry["shard"],
+        epoch=entry["epoch"],
+        lsn=entry["lsn"],
+        figures=entry["figures"],
+        collections=entry["collections"],
+    )

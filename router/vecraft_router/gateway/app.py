@@ -1,0 +1,151 @@
+"""The REST gateway as an ASGI application.
+
+    engine = Engine(router, AsyncRunner(router, ports), clock, tokens)
+    app = create_app(engine, api_keys=["…"])
+
+One request: :class:`~vecraft_router.gateway.door.Door` (id, key, bounded body) → FastAPI's routing → a handler in
+:mod:`vecraft_router.gateway.routes`, which checks its arguments with the model room's validators, runs one flow of
+the router and encodes the answer → Door again (problem details, counters).
+
+FastAPI serves routing, ``/docs`` and ``/openapi.json``. Its pydantic validation is not used: bodies are msgspec
+structs, checked values are the model room's, so REST and Python report the same errors. The gateway keeps no state
+between requests; any number of them can stand in front of one cluster.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from contextlib import asynccontextmanager
+from typing import Any
+
+import msgspec
+from fastapi import FastAPI
+from starlette.exceptions import HTTPException
+from starlette.requests import Request
+from starlette.responses import Response
+
+from vecraft_router.gateway.auth import ApiKeys
+from vecraft_router.gateway.context import Engine, Gateway, Plotter
+from vecraft_router.gateway.door import Door, Limits
+from vecraft_router.gateway.metrics import GatewayMetrics
+from vecraft_router.gateway.problems import MEDIA_TYPE, problem_response
+from vecraft_router.gateway.routes import Route, catalog, records, searching, service, transactions
+
+DESCRIPTION = """
+A vector is a JSON list, or `{"b64": …, "dtype": "float32", "shape": [n]}`. Errors are RFC 9457 problem details with a
+stable `code`.
+
+Headers: `X-Consistency-Level` (session, strong, eventual, bounded), `X-Max-Staleness-Ms`, `X-Session-Token` (from
+each answer into the next request), `X-Vecraft-Snapshot` (read at a timestamp), `X-Timeout-Ms`, `X-Vector-Encoding`
+(list, base64), `Idempotency-Key` (a transaction id), `X-Request-Id`.
+"""
+
+
+def create_app(
+    engine: Engine,
+    *,
+    api_keys: Sequence[str] = (),
+    limits: Limits | None = None,
+    plotter: Plotter | None = None,
+    on_shutdown: Callable[[], Awaitable[None]] | None = None,
+) -> FastAPI:
+    """Return the gateway in front of ``engine``.
+
+    Args:
+        engine: The database.
+        api_keys: Who may call; nobody needs a key when there are none.
+        limits: What one request, and all of them together, may cost.
+        plotter: Draws ``tsne.png``; without one that route answers ``tsne_failure``.
+        on_shutdown: Awaited on the server's event loop after the last request.
+
+    Raises:
+        InvalidDataException: An API key that no header could carry.
+    """
+
+    @asynccontextmanager
+    async def lifespan(_: FastAPI) -> AsyncIterator[None]:
+        try:
+            yield
+        finally:
+            if on_shutdown is not None:
+                await on_shutdown()
+
+    limits = limits or Limits()
+    metrics = GatewayMetrics()
+    gateway = Gateway(engine, limits, metrics, plotter)
+    app = FastAPI(
+        title="VecraftDB",
+        description=DESCRIPTION,
+        version="1",
+        lifespan=lifespan,
+        docs_url="/docs",
+        redoc_url=None,
+        redirect_slashes=False,
+    )
+    listed = [route for room in (searching, records, catalog, transactions, service) for route in room.routes(gateway)]
+    bodies = [route.body for route in listed if route.body is not None]
+    schemas, components = msgspec.json.schema_components(bodies, ref_template="#/components/schemas/{name}")
+    body_schemas = dict(zip(bodies, schemas, strict=True))
+    for route in listed:
+        app.add_api_route(
+            route.path,
+            route.handler,
+            methods=[route.method],
+            summary=route.summary,
+            response_model=None,
+            response_class=Response,
+            openapi_extra=_openapi(route, body_schemas),
+            operation_id=_operation_id(route),
+        )
+    _publish(app, components)
+    app.add_exception_handler(HTTPException, _no_route)
+    app.add_middleware(Door, limits=limits, keys=ApiKeys(api_keys), metrics=metrics)
+    return app
+
+
+async def _no_route(request: Request, error: Exception) -> Response:
+    """What routing itself refuses: an unknown path, a wrong method."""
+    request_id = request.scope["vecraft.request_id"]
+    if isinstance(error, HTTPException) and error.status_code == 405:
+        detail = f"{request.method} is not accepted here"
+        return problem_response(405, "method_not_allowed", detail, {}, request_id, dict(error.headers or {}))
+    return problem_response(
+        404, "no_such_route", f"no route {request.url.path[:200]!r}; /docs lists all", {}, request_id
+    )
+
+
+def _openapi(route: Route, body_schemas: dict[Any, dict[str, Any]]) -> dict[str, Any]:
+    extra: dict[str, Any] = {
+        "responses": {
+            "200": {"description": route.answer, "content": {route.media_type: {}}},
+            "default": {"description": "Problem details", "content": {MEDIA_TYPE: {}}},
+        }
+    }
+    names = re.findall(r"{(\w+)(?::path)?}", route.path)
+    if names:
+        extra["parameters"] = [
+            {"name": name, "in": "path", "required": True, "schema": {"type": "string"}} for name in names
+        ]
+    if route.body is not None:
+        extra["requestBody"] = {"required": True, "content": {"application/json": {"schema": body_schemas[route.body]}}}
+    return extra
+
+
+def _operation_id(route: Route) -> str:
+    words = re.findall(r"\w+", route.path.replace(":path", ""))
+    return "_".join([route.method.lower(), *words])
+
+
+def _publish(app: FastAPI, components: dict[str, Any]) -> None:
+    """Add the bodies' schemas to what FastAPI generates for ``/openapi.json``."""
+    generate = app.openapi
+
+    def openapi() -> dict[str, Any]:
+        if app.openapi_schema is None:
+            document = generate()
+            document.setdefault("components", {}).setdefault("schemas", {}).update(components)
+            app.openapi_schema = document
+        return app.openapi_schema
+
+    app.openapi = openapi  # type: ignore[method-assign]

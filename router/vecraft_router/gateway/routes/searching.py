@@ -1,0 +1,142 @@
+"""Searches: the hot routes."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+from starlette.requests import Request
+from starlette.responses import Response
+
+from vecraft_data_model.errors import InvalidDataException
+from vecraft_data_model.filters import DocumentFilter, Filter, parse_where, parse_where_document
+from vecraft_data_model.messages import Float32Array
+from vecraft_data_model.schema import validate_name
+from vecraft_data_model.validation import as_matrix, as_vector, check_ef, check_flag, check_k, check_max_distance
+from vecraft_router.effects import Flow
+from vecraft_router.gateway.body import read_as
+from vecraft_router.gateway.columns import hits_to_columns
+from vecraft_router.gateway.context import LARGE_BODY_BYTES, Call, Gateway
+from vecraft_router.gateway.records import Include, hits_to_json, include_of
+from vecraft_router.gateway.routes import Route
+from vecraft_router.gateway.schemas import Query, SearchBody, SearchManyBody
+from vecraft_router.gateway.vectors import matrix_from_wire, vector_from_wire
+from vecraft_router.results import Found
+
+QUERIES_MAX = 10_000
+
+
+def routes(gateway: Gateway) -> list[Route]:
+    """List the routes of this module."""
+    here = _Searching(gateway)
+    return [
+        Route(
+            "POST",
+            "/collections/{c}/search",
+            here.search,
+            "The k nearest records",
+            SearchBody,
+            "[{record_id, distance, metadata, document}], nearest first",
+        ),
+        Route(
+            "POST",
+            "/collections/{c}/search_many",
+            here.search_many,
+            "Several searches",
+            SearchManyBody,
+            "One list each",
+        ),
+    ]
+
+
+def parse_filters(where: object, where_document: object) -> tuple[Filter | None, DocumentFilter | None]:
+    """Return both filters, parsed.
+
+    Raises:
+        InvalidFilterError: With the path of the fault.
+    """
+    return (
+        None if where is None else parse_where(where),
+        None if where_document is None else parse_where_document(where_document),
+    )
+
+
+class _Searching:
+    def __init__(self, gateway: Gateway) -> None:
+        self._gateway = gateway
+
+    async def search(self, request: Request) -> Response:
+        call = self._gateway.call(request, "search")
+        body = read_as(request, SearchBody)
+        query = body.query
+        include = include_of(query.include)
+        vector = as_vector(vector_from_wire(query.query_vector, "query_vector"), what="query_vector")
+        found = await self._gateway.run(
+            self._flow(call, vector.reshape(1, -1), query, include.payload, include.vector, body.partial)
+        )
+        return _partial(call.answer(hits_to_json(found.hits[0], include, call.base64), snapshot=found.snapshot), found)
+
+    async def search_many(self, request: Request) -> Response:
+        call = self._gateway.call(request, "search")
+        if len(request.scope["vecraft.body"]) > LARGE_BODY_BYTES:
+            body, include, queries = await asyncio.to_thread(self._read_many, request)
+        else:
+            body, include, queries = self._read_many(request)
+        columns = body.format == "columns"
+        with_payloads = include.payload
+        found = await self._gateway.run(
+            self._flow(call, queries, body, with_payloads, include.vector, body.partial, body.explain)
+        )
+        data: Any
+        if columns:
+            data = {
+                "snapshot": found.snapshot,
+                "hits": [hits_to_columns(hits) for hits in found.hits],
+                "missing": found.missing,
+                "explain": found.explain,
+            }
+        else:
+            data = [hits_to_json(hits, include, call.base64) for hits in found.hits]
+            if body.explain:
+                data = {"results": data, "explain": found.explain}
+        return _partial(call.answer(data, snapshot=found.snapshot), found)
+
+    def _read_many(self, request: Request) -> tuple[SearchManyBody, Include, Float32Array]:
+        body = read_as(request, SearchManyBody)
+        queries = as_matrix(matrix_from_wire(body.queries, "queries"), what="queries")
+        if len(queries) > QUERIES_MAX:
+            raise InvalidDataException(f"queries must be at most {QUERIES_MAX} in one request, got {len(queries)}")
+        return body, include_of(body.include), queries
+
+    def _flow(
+        self,
+        call: Call,
+        queries: Float32Array,
+        query: Query | SearchManyBody,
+        with_payloads: bool,
+        with_vectors: bool,
+        partial: bool,
+        explain: bool = False,
+    ) -> Flow[Found]:
+        where, where_document = parse_filters(query.where, query.where_document)
+        return self._gateway.router.search(
+            validate_name(call.path("c")),
+            queries,
+            check_k(query.k),
+            where=where,
+            where_document=where_document,
+            ef=check_ef(query.ef),
+            exact=check_flag(query.exact, "exact"),
+            max_distance=check_max_distance(query.max_distance),
+            with_payloads=with_payloads,
+            with_vectors=with_vectors,
+            explain=explain,
+            options=call.options(partial),
+        )
+
+
+def _partial(response: Response, found: Found) -> Response:
+    """Say which shards are missing from an answer that may be partial."""
+    if found.missing:
+        response.headers["X-Vecraft-Missing-Shards"] = ",".join(map(str, found.missing))
+    return response
