@@ -90,18 +90,26 @@ class QueryPacket:
     @property
     def checksum(self) -> str:
         """Digest over the whole query, in hexadecimal."""
-        fields = {name: value for name, value in self._fields().items() if name != "query_vector"}
-        hasher = HASHES[self.checksum_algorithm](msgspec.json.encode(fields, order="deterministic"))
+        arguments = msgspec.json.encode(self._arguments(), order="deterministic", enc_hook=_plain)
+        hasher = HASHES[self.checksum_algorithm](arguments)
         hasher.update(self.query_vector.astype("<f4", copy=False).tobytes())
         digest: str = hasher.hexdigest()
         return digest
 
     def to_dict(self) -> dict[str, Any]:
-        """Return the query as JSON values, with its checksum. Datetimes in filters become ISO 8601."""
-        data: dict[str, Any] = msgspec.to_builtins(self._fields())
-        data["query_vector"] = vector_to_json(self.query_vector)
-        data["checksum"] = self.checksum
-        return data
+        """Return the query as JSON values, with its checksum. Datetimes in filters become ISO 8601.
+
+        Raises:
+            InvalidDataException: A filter asks for equality with a datetime: as text it would mean another thing.
+        """
+        data: dict[str, Any] = msgspec.to_builtins(self._arguments(), order="deterministic", enc_hook=_plain)
+        if (self.filter is not None and parse_where(data["where"]) != self.filter) or (
+            self.document_filter is not None and parse_where_document(data["where_document"]) != self.document_filter
+        ):
+            raise InvalidDataException(
+                "equality with a datetime cannot be written as JSON, where it is equality of strings; use $gte and $lte"
+            )
+        return {"query_vector": vector_to_json(self.query_vector), **data, "checksum": self.checksum}
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> QueryPacket:
@@ -129,8 +137,10 @@ class QueryPacket:
             )
         return query
 
-    def _fields(self) -> dict[str, Any]:
-        return {name: getattr(self, name) for name in self.__slots__ if name not in ("filter", "document_filter")}
+    def _arguments(self) -> dict[str, Any]:
+        """All but the vector, as given."""
+        derived = ("filter", "document_filter", "query_vector")
+        return {name: getattr(self, name) for name in self.__slots__ if name not in derived}
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, QueryPacket) and self.checksum == other.checksum
@@ -139,7 +149,7 @@ class QueryPacket:
         return hash(self.checksum)
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return (_restored, (self._fields(),))
+        return (_restored, (self.query_vector, self._arguments()))
 
     def __repr__(self) -> str:
         return f"QueryPacket(dim={len(self.query_vector)}, k={self.k}, where={self.where!r})"
@@ -161,5 +171,12 @@ def check_include(include: object) -> tuple[str, ...]:
     raise InvalidDataException(f"include must be a list of {', '.join(INCLUDABLE)}; got {str(include)[:100]!r}")
 
 
-def _restored(fields: dict[str, Any]) -> QueryPacket:
-    return QueryPacket(**fields)
+def _restored(query_vector: Float32Array, arguments: dict[str, Any]) -> QueryPacket:
+    return QueryPacket(query_vector, **arguments)
+
+
+def _plain(value: Any) -> Any:
+    """Return a numpy scalar, which filters may hold, as a plain one."""
+    if isinstance(value, np.generic):
+        return value.item()
+    raise TypeError(f"{type(value).__name__} is no JSON value")

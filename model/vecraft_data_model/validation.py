@@ -166,7 +166,8 @@ def as_vector(
     # The common query takes the short way: one product tells that all is finite and in range, so that the conversion
     # to float32 cannot overflow.
     if array.dtype.kind == "f" and vector_type == "float32" and array.size and (dim is None or array.size == dim):
-        squared = float(np.dot(array, array))
+        with np.errstate(over="ignore", invalid="ignore"):
+            squared = float(np.dot(array, array))
         if 1e-30 < squared <= MAX_NORM_SQUARED:
             return np.ascontiguousarray(array, dtype=np.float32)
     ids = None if record_id is None else (record_id,)
