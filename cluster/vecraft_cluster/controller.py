@@ -184,6 +184,10 @@ class ControllerActor:
             )
         )
 
+    def plan(self) -> bytes:
+        """Return the encoded plan that the cluster was made from."""
+        return encode(self._plan)
+
     def status(self) -> dict[str, Any]:
         """Return how the cluster and each of its actors are, as last seen."""
         views = [ward.view() for ward in self._wards]

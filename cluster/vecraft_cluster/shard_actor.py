@@ -76,6 +76,7 @@ class ShardActor:
         self._state = "opening"
         self._settled = threading.Event()
         self._ending = threading.Lock()
+        self._pauses: dict[int, _Pause] = {}
         self._directory = Directory()
         threading.Thread(target=self._open, name="vecraft-open", daemon=True).start()
 
@@ -121,6 +122,23 @@ class ShardActor:
                     if self._lock is not None:
                         self._lock.close()
             return failure.to_dict() if failure is not None else None
+
+    @ray.method(concurrency_group="control", enable_task_events=False)
+    def pause(self, seconds: float) -> bytes:
+        """Keep writers waiting until ``resume``, for at most ``seconds``; returns the encoded number of this pause."""
+        try:
+            pause = _Pause(self._wait_for_host(seconds), seconds)
+        except VecraftError as error:
+            return encode(error)
+        with self._ending:
+            self._pauses[number := len(self._pauses)] = pause
+        return encode(number)
+
+    @ray.method(concurrency_group="control", enable_task_events=False)
+    def resume(self, number: int) -> bool:
+        """End a pause; returns whether it held until now."""
+        pause = self._pauses.get(number)
+        return pause is not None and pause.end()
 
     def _open(self) -> None:
         """Lock the directory and recover the shard; runs on a thread of its own."""
@@ -172,6 +190,40 @@ class ShardActor:
 
     def _peer(self, shard: int) -> RayShardPort:
         return RayShardPort(self._plan.cluster, shard, self._directory)
+
+
+class _Pause:
+    """Writers wait while it holds. A thread of its own holds it: the calls that begin and end it have others."""
+
+    def __init__(self, host: ShardHost, seconds: float) -> None:
+        self._host = host
+        self._seconds = seconds
+        self._begun = threading.Event()
+        self._over = threading.Event()
+        self._held = False
+        self._failure: VecraftError | None = None
+        self._thread = threading.Thread(target=self._hold, name="vecraft-pause", daemon=True)
+        self._thread.start()
+        if not self._begun.wait(seconds):
+            self._over.set()
+            raise TimeoutException(f"the shard's writer was busy for {seconds:.0f} s; it was not paused")
+        if self._failure is not None:
+            raise self._failure
+
+    def end(self) -> bool:
+        """Let writers go on; returns whether they had waited until now."""
+        self._over.set()
+        self._thread.join()
+        return self._held
+
+    def _hold(self) -> None:
+        try:
+            with self._host.paused():
+                self._begun.set()
+                self._held = self._over.wait(self._seconds)
+        except VecraftError as error:
+            self._failure = error
+            self._begun.set()
 
 
 def shard_actor_class() -> Any:

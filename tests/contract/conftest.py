@@ -195,7 +195,26 @@ def ray_async(directory: Path) -> Iterator[VecraftClient]:
         yield client
 
 
-# ---------------------------------------------------------------------------------- REST: register here
+# --------------------------------------------------------------------------------------------------- over REST
+#
+# A real uvicorn on the loopback interface, in front of an embedded database of two shards.
+
+_NO_BACKUP = {"backup": "a gateway does not write files for its clients"}
+
+
+@place("rest", lacks=_NO_BACKUP)
+def rest(directory: Path) -> Iterator[VecraftClient]:
+    """The REST client, with an API key."""
+    with serving(["k-1"], root=str(directory / "data"), shards=2) as url, VecraftClient(url=url, api_key="k-1") as client:
+        yield client
+
+
+@place("rest-async", lacks=_NO_BACKUP)
+def rest_async(directory: Path) -> Iterator[VecraftClient]:
+    """The asynchronous REST client, driven from this thread."""
+    with serving(root=str(directory / "data"), shards=2) as url:
+        with synchronous(lambda: AsyncVecraftClient(url=url)) as client:
+            yield client
 
 
 def pytest_configure(config: pytest.Config) -> None:

@@ -11,15 +11,20 @@ this process holds nothing but a handle to it.
 from __future__ import annotations
 
 import asyncio
+import os
 import threading
 import weakref
 from collections.abc import Generator
+from pathlib import Path
 from typing import Any, TypeVar
 
 from vecraft_cluster.bridge import RayRunner
+from vecraft_cluster.controller import ClusterPlan
 from vecraft_cluster.launch import Cluster, connect, launch
 from vecraft_cluster.remote import AsyncRemoteRunner, RemoteRouter, RemoteRunner
-from vecraft_data_model.errors import InvalidDataException
+from vecraft_cluster.root import ROOT_FILE, RootState, read_root
+from vecraft_data_model.errors import InvalidDataException, ShardUnavailableError, TimeoutException
+from vecraft_db.backups import copy_root, replace_root
 from vecraft_db.config import DEFAULT_ROOT, Settings
 from vecraft_router.config import RouterConfig
 from vecraft_router.router import Router
@@ -72,9 +77,56 @@ class RayEngine:
 
     def describe(self) -> dict[str, Any]:
         """Say where the database is, and how each of its actors is, as the controller last saw them."""
-        status = self.cluster.status()
         via = "actor" if isinstance(self.router, RemoteRouter) else "process"
-        return {"kind": "ray", "router": via, **status}
+        about = {"kind": "ray", "router": via, "cluster": self.cluster.name, "root": self.cluster.membership.root}
+        try:
+            return about | self.cluster.status()
+        except (ShardUnavailableError, TimeoutException) as error:
+            return about | {"error": error.to_dict()}  # shards are asked all the same: they need no controller
+
+    def backup(self, path: str | os.PathLike[str]) -> dict[str, Any]:
+        """Write a consistent, verified copy into a new or empty directory; writes wait meanwhile, reads do not.
+
+        Raises:
+            InvalidDataException: The directory is not empty, or the shards' files are on other machines than this one.
+            CorruptionError: What was read back is not what was written.
+            StorageFailureException: The disk failed, or a shard was restarted meanwhile.
+        """
+        root, state = self._files_here("backup")
+        return copy_root(root, state, self.cluster.hosts(), Path(path))
+
+    def restore(self, path: str | os.PathLike[str]) -> dict[str, Any]:
+        """Replace the whole database by a backup, after verifying it. All actors are ended, and started again.
+
+        Raises:
+            InvalidDataException: That is no backup, or one of another number of shards, or the files are not here.
+            CorruptionError: The backup is damaged; the database is as before.
+        """
+        root, state = self._files_here("restore")
+        backup = Path(path)
+        slots = read_root(backup).cluster_map.slots if (backup / ROOT_FILE).is_file() else state.cluster_map.slots
+        if slots != state.cluster_map.slots:
+            raise InvalidDataException(
+                f"the backup {backup} has {len(set(slots))} shard(s), this cluster {state.shards}: stop the cluster, "
+                "restore with VecraftClient(root=…), and launch it again"
+            )
+        halted: list[ClusterPlan] = []
+        try:
+            return replace_root(root, backup, lambda: halted.append(self.cluster.halt()))
+        finally:
+            if halted:
+                self.cluster.resume(halted[0])
+                self.tokens = SessionTokens(self.cluster.membership.secret)
+
+    def _files_here(self, what: str) -> tuple[Path, RootState]:
+        root = Path(self.cluster.membership.root)
+        try:
+            state = read_root(root)
+        except OSError:
+            state = None
+        if state is None or state.database_id != self.cluster.membership.database_id:
+            raise InvalidDataException(f"{what}() has to run on the machine that has the cluster's files in {root}")
+        return root, state
 
     def close(self) -> None:
         """Let go of the cluster; it ends if it was started for this process. Closing twice does nothing."""
