@@ -27,6 +27,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from gateway_thread import serving
 
 from vecraft_data_model import CollectionSchema
 from vecraft_db.client.async_client import AsyncVecraftClient
