@@ -100,12 +100,17 @@ def values_at(metadata: Mapping[str, Any] | None, field: str) -> Iterator[Any]:
         return
     if field in metadata:
         yield metadata[field]
-    dot = field.find(".")
-    while dot >= 0:
-        child = metadata.get(field[:dot])
+    dots = field.count(".")
+    if dots == 0:
+        return
+    if dots <= len(metadata):
+        heads = [field[:at] for at, char in enumerate(field) if char == "."]
+    else:  # a name of a thousand dots must not cost more than the record has keys
+        heads = [key for key in metadata if field.startswith(f"{key}.")]
+    for head in heads:
+        child = metadata.get(head)
         if isinstance(child, Mapping):
-            yield from values_at(child, field[dot + 1 :])
-        dot = field.find(".", dot + 1)
+            yield from values_at(child, field[len(head) + 1 :])
 
 
 def words(text: str) -> list[str]:

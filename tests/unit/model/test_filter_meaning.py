@@ -103,6 +103,18 @@ def test_dotted_names_reach_in_and_literal_keys_count_too() -> None:
     assert holds({"": 1, ".": 2, "a.": 3}, {"": 1, ".": 2, "a": {"": 3}})
 
 
+def test_a_name_of_many_dots_costs_no_more_than_the_record_has_keys() -> None:
+    record: dict[str, Any] = {}
+    inner = record
+    for _ in range(60):
+        inner["a.a"], inner["a"] = {"b": 1}, {}
+        inner = inner["a"]
+    inner["a.a.a"] = {"a": 7}
+    assert holds({".".join("a" * 64): 7}, record)
+    assert list(values_at(record, ".".join("a" * 2000))) == []
+    assert list(values_at(record, "a." * 10 + "a.a.b")) == [1]
+
+
 def test_objects_and_lists_are_equal_by_value_and_kind() -> None:
     assert holds({"x": {"$eq": {"a": [1, {"b": None}]}}}, {"x": {"a": [1.0, {"b": None}]}})
     assert not holds({"x": {"$eq": {"a": [True]}}}, {"x": {"a": [1]}})
