@@ -13,6 +13,7 @@ Work that other shards have to hear of does not happen here either: ``outgoing``
 from __future__ import annotations
 
 import secrets
+import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
@@ -90,6 +91,8 @@ class Shard:
         self._participant = Participant(state)
         self._reader = Reader(state, self._raise_ceiling, costs_of_this_machine(stopwatch))
         self._checkpointer = Checkpointer(state)
+        # Background work and explicit checkpoints may come from two threads, and must not meet.
+        self._maintenance = threading.RLock()
         self._compaction: Iterator[None] | None = None
         self._tuning: Iterator[None] | None = None
         self._last_read_ms = 0
@@ -270,6 +273,10 @@ class Shard:
         Raises:
             StorageFailureException: The disk failed; nothing is lost.
         """
+        with self._maintenance:
+            return self._maintain(now_ms, budget_ms)
+
+    def _maintain(self, now_ms: int, budget_ms: float) -> bool:
         state = self._state
         if self._failure is not None:
             return False
@@ -284,7 +291,15 @@ class Shard:
         return self._tune(deadline) or more
 
     def checkpoint(self, now_ms: int, *, compact_first: bool = False, index_first: bool = False) -> None:
-        """Make a checkpoint now, optionally with everything compacted and indexed first."""
+        """Make a checkpoint now, optionally with everything compacted and indexed first.
+
+        Raises:
+            StorageFailureException: The disk failed; nothing is lost.
+        """
+        with self._maintenance:
+            self._checkpoint(now_ms, compact_first, index_first)
+
+    def _checkpoint(self, now_ms: int, compact_first: bool, index_first: bool) -> None:
         state = self._state
         if compact_first:
             while self._compaction is not None:
@@ -410,7 +425,10 @@ class Shard:
         """Make a last checkpoint, so that the next start is quick, and close all files."""
         try:
             if self._failure is None:
-                self._checkpointer.run(now_ms, final=True)
+                # Nothing is served or issued any more, so the next start need not begin ahead of the wall clock.
+                self._state.timeline.ceiling = self._state.timeline.clock.last
+                with self._maintenance:
+                    self._checkpointer.run(now_ms, final=True)
         finally:
             self.abandon()
 

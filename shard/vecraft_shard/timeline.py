@@ -20,6 +20,9 @@ from dataclasses import dataclass
 from vecraft_data_model.errors import SnapshotTooOldError
 from vecraft_data_model.hlc import HybridLogicalClock, timestamp
 
+_LOGICAL_STEP_MS = 5
+"""Room for 327,680 timestamps."""
+
 CATALOG = ""
 """The footprint of a transaction that changes the catalog: every read could see it."""
 
@@ -115,8 +118,12 @@ class Timeline:
     # ------------------------------------------------------------------------------------------- ceiling
 
     def next_ceiling(self, now_ms: int) -> int:
-        """The ceiling to make durable next: ahead of both the wall clock and the logical one."""
-        return max(timestamp(now_ms + self._ceiling_ms), self.clock.last + (self._ceiling_ms << 16))
+        """The ceiling to make durable next: well ahead of the wall clock, and a little ahead of the logical one.
+
+        Only a little: a restarted clock begins at the ceiling, ahead of the wall clock. Were the ceiling to run far ahead
+        of *that*, a few restarts in a row would drive the clock beyond the accepted skew.
+        """
+        return max(timestamp(now_ms + self._ceiling_ms), self.clock.last + (_LOGICAL_STEP_MS << 16))
 
     def ceiling_is_near(self, now_ms: int) -> bool:
         """Whether less than half of the distance to the ceiling is left."""

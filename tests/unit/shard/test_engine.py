@@ -317,6 +317,15 @@ class TestRecovery:
             reply = bench.ask(Count(collection="c"))
             bench.now_ms -= 50  # the wall clock may even jump back
 
+    @pytest.mark.parametrize("how", ["crash", "reopen"])
+    def test_restarts_in_a_row_do_not_drive_the_clock_away(self, bench: Bench, how: str) -> None:
+        for _ in range(20):
+            getattr(bench, how)()
+            bench.commit(put("a"))
+            bench.pass_time(1)
+        assert (bench.shard.clock_last >> 16) - bench.now_ms < bench.config.max_clock_skew_ms
+        assert bench.shard.execute([Count(collection="c")], bench.now_ms, clock=bench.shard.clock_last)
+
     def test_two_generations_of_files_never_mix(self, bench: Bench) -> None:
         for i in range(30):
             bench.commit(put(f"r{i:02}", value=i))
