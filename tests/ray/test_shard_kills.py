@@ -3,7 +3,7 @@
 Every round: writers commit batches that span both shards, a reader checks that no batch is ever seen in halves, a shard
 actor is killed at a random moment; writers repeat what was not answered, under the same transaction id. When all is
 answered, the database must hold exactly what the model holds: nothing acknowledged is lost, nothing deleted comes
-back, nothing is applied twice.
+back, nothing is applied twice, nothing that was told to be aborted appears.
 
 ``VECRAFT_SHARD_KILLS=500 pytest tests/ray/test_shard_kills.py`` kills more often.
 """
@@ -14,6 +14,8 @@ import os
 import random
 import threading
 import time
+from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -22,6 +24,7 @@ from ray_workbench import insist, kill_shard
 
 from vecraft_cluster.launch import Cluster
 from vecraft_data_model import CollectionSchema, QueryPacket
+from vecraft_data_model.errors import WriteConflictException
 from vecraft_data_model.validation import new_txn_id
 from vecraft_db.client.vecraft_client import VecraftClient
 
@@ -49,6 +52,7 @@ class Writer(threading.Thread):
         self.vectors = np.random.default_rng([SEED, number, round_])
         self.stop = threading.Event()
         self.commits = 0
+        self.aborts = 0
         self.version = round_ * 1_000_000
         self.error: BaseException | None = None
 
@@ -64,18 +68,30 @@ class Writer(threading.Thread):
         self.version += 1
         batch = self.random.randrange(IDS_PER_WRITER // BATCH)
         ids = [f"w{self.number}-{batch:02d}-{place}" for place in range(BATCH)]
-        txn_id = new_txn_id()
         if self.random.random() < 0.2:
-            insist(lambda: self.client.delete_many("kills", ids, txn_id=txn_id))
+            self.commit(lambda txn_id: self.client.delete_many("kills", ids, txn_id=txn_id))
             for record_id in ids:
                 self.model.pop(record_id, None)
         else:
             vectors = self.vectors.normal(size=(BATCH, DIM)).astype(np.float32)
             metadatas = [{"batch": f"w{self.number}-{batch:02d}", "version": self.version}] * BATCH
-            insist(lambda: self.client.upsert("kills", ids=ids, vectors=vectors, metadatas=metadatas, txn_id=txn_id))
+            self.commit(
+                lambda txn_id: self.client.upsert("kills", ids=ids, vectors=vectors, metadatas=metadatas, txn_id=txn_id)
+            )
             for record_id, vector in zip(ids, vectors, strict=True):
                 self.model[record_id] = (self.version, vector)
         self.commits += 1
+
+    def commit(self, write: Callable[[str], object]) -> None:
+        """Repeat a write under one id until its outcome is known; one that was aborted for good is begun anew."""
+        while True:
+            txn_id = new_txn_id()
+            try:
+                insist(partial(write, txn_id))
+            except WriteConflictException:
+                self.aborts += 1
+            else:
+                return
 
 
 class Reader(threading.Thread):
@@ -134,7 +150,7 @@ def test_kill_9_under_load_loses_nothing_and_brings_nothing_back(cluster: Cluste
     chance = random.Random(SEED)
     client.create_collection(CollectionSchema(name="kills", dim=DIM))
     models: list[Model] = [{} for _ in range(WRITERS)]
-    commits = reads = 0
+    commits = aborts = reads = 0
     for round_ in range(KILLS):
         writers = [Writer(number, round_, client, models[number]) for number in range(WRITERS)]
         reader = Reader(client)
@@ -153,10 +169,11 @@ def test_kill_9_under_load_loses_nothing_and_brings_nothing_back(cluster: Cluste
                 raise AssertionError(f"{thread.name}, kill {round_}, SEED={SEED}") from thread.error
         assert reader.fractured == [], f"half of a transaction was seen around kill {round_}, SEED={SEED}"
         commits += sum(writer.commits for writer in writers)
+        aborts += sum(writer.aborts for writer in writers)
         reads += reader.reads
         insist(lambda: client.count("kills"))
         compare(client, {key: value for model in models for key, value in model.items()})
     restarts = sum(shard["restarts"] for shard in cluster.status()["shards"])
-    print(f"\n{KILLS} kills, {restarts} restarts seen, {commits} commits, {reads} reads, all compared")
+    print(f"\n{KILLS} kills, {restarts} restarts seen, {commits} commits, {aborts} aborts, {reads} reads, all compared")
     assert commits >= KILLS * WRITERS
     assert reads >= KILLS
