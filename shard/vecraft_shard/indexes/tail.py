@@ -97,7 +97,12 @@ def scan_range(
 
 
 def scan_rows(
-    source: ScanSource, queries: Float32Array, k: int, rows: Int64Array, vectors: Float32Array | None = None
+    source: ScanSource,
+    queries: Float32Array,
+    k: int,
+    rows: Int64Array,
+    vectors: Float32Array | None = None,
+    keep: BoolArray | None = None,
 ) -> list[Found]:
     """Find the k nearest of ``rows`` (ascending) to each query.
 
@@ -107,12 +112,15 @@ def scan_rows(
         k: How many.
         rows: Which rows count.
         vectors: Their vectors, (len(rows), dim) float32, if the caller has them together already.
+        keep: For each of ``rows``, whether it counts after all; None: all do.
     """
+    if keep is not None and (vectors is None or len(rows) * queries.shape[1] <= _DIRECT_NUMBERS):
+        rows, vectors, keep = rows[keep], None if vectors is None else vectors[keep], None
     if len(rows) * queries.shape[1] <= _DIRECT_NUMBERS:
         if vectors is None:
-            vectors = _take(source.column, rows)
+            vectors = take(source.column, rows)
         return [_scan_few(source, query, k, rows, vectors) for query in queries]
-    return _scan(source, queries, k, _Gathered(source, rows, vectors))
+    return _scan(source, queries, k, _Gathered(source, rows, vectors, keep))
 
 
 def nearest(rows: Int64Array, distances: Float32Array, k: int, ids: Sequence[str]) -> Found:
@@ -172,16 +180,18 @@ class _Range:
 class _Gathered:
     """Blocks of given rows, fetched one block at a time unless they are at hand."""
 
-    def __init__(self, source: ScanSource, rows: Int64Array, vectors: Float32Array | None) -> None:
-        self.source, self.rows, self.vectors = source, rows, vectors
+    def __init__(
+        self, source: ScanSource, rows: Int64Array, vectors: Float32Array | None, keep: BoolArray | None
+    ) -> None:
+        self.source, self.rows, self.vectors, self.keep = source, rows, vectors, keep
         self.count = len(rows)
         self.copied = vectors is None
 
     def block(self, first: int, last: int) -> _Block:
         rows = self.rows[first:last]
-        vectors = _take(self.source.column, rows) if self.vectors is None else self.vectors[first:last]
+        vectors = take(self.source.column, rows) if self.vectors is None else self.vectors[first:last]
         norms = norms_of(vectors) if self.source.norms is None else self.source.norms[rows]
-        return _Block(rows, vectors, norms, None)
+        return _Block(rows, vectors, norms, None if self.keep is None else self.keep[first:last])
 
 
 def _blocks(rows: _Range | _Gathered, queries: Float32Array) -> Iterator[_Block]:
@@ -225,9 +235,9 @@ def _settle(source: ScanSource, query: Float32Array, k: int, rows: Int64Array) -
     """The second step, for one query and its candidates; many, when they are all equally near, go in chunks."""
     chunk = max(_COPIED_NUMBERS_PER_BLOCK // len(query), 1)
     if len(rows) <= chunk:
-        return _scan_few(source, query, k, rows, _take(source.column, rows))
+        return _scan_few(source, query, k, rows, take(source.column, rows))
     parts = [
-        exact_distances(source.metric, _take(source.column, rows[first : first + chunk]), query)
+        exact_distances(source.metric, take(source.column, rows[first : first + chunk]), query)
         for first in range(0, len(rows), chunk)
     ]
     return nearest(rows, np.concatenate(parts), k, source.ids)
@@ -332,8 +342,8 @@ def _k_smallest(best: Float32Array, lines: Int64Array, values: Float32Array, k: 
     return np.partition(merged, k - 1, axis=1)[:, :k]
 
 
-def _take(column: VectorSource, rows: Int64Array) -> Float32Array:
-    """Vectors of rows (ascending within a query), copied. ``take`` on a view is faster than indexing."""
+def take(column: VectorSource, rows: Int64Array) -> Float32Array:
+    """Return the vectors of rows, (n, dim) float32, copied. ``take`` on a view is faster than indexing."""
     if not len(rows):
         return np.empty((0, column.view(0, 0).shape[1]), np.float32)
     vectors = column.view(0, int(rows.max()) + 1).take(rows, axis=0)

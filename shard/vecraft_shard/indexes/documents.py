@@ -1,0 +1,238 @@
+"""Which rows match a ``where_document``: full text in SQLite FTS5, JSON documents in an index of their fields.
+
+Texts of *settled* rows (those in the last checkpoint) are in two FTS5 tables, which hold no copy of the text::
+
+    words_<n>     one token per word of ``filters.words``        $matches: exact, as the tokens are those words
+    trigrams_<n>  every three characters in a row                $contains: candidates, then verified in the text
+
+Tokenizing is not left to SQLite, whose Unicode tables are others than Python's: words go in as ASCII (non-ASCII ones as
+``_`` and hexadecimal UTF-8, which no word looks like). Trigrams are made by SQLite; it stops at NUL, which is replaced
+before, in texts and in what is searched for. Query strings are made of quoted tokens only, so text never becomes syntax.
+
+Texts of rows after those, and any text when a substring is shorter than three characters, are read and looked at. What
+was found is kept per condition with the number of rows it holds for: rows never change, so only later rows are looked at
+the next time.
+
+The answer equals :func:`vecraft_data_model.filters.matches_document` row by row; a row without a document counts as one.
+JSON documents are in a :class:`~vecraft_shard.indexes.metadata.MetadataIndex`, saved in segments beside the tables.
+
+``add``, ``restore``, ``settle`` and ``create_tables`` need the index to themselves; ``evaluate`` may run in many threads.
+"""
+
+from __future__ import annotations
+
+import sqlite3
+import threading
+from collections import OrderedDict
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Final
+
+import numpy as np
+
+from vecraft_data_model.filters import (
+    DocumentAnd,
+    DocumentFilter,
+    DocumentNot,
+    DocumentOr,
+    DocumentWhere,
+    TextContains,
+    TextMatches,
+    words,
+)
+from vecraft_shard.indexes.metadata import MetadataIndex
+from vecraft_shard.indexes.rowset import RowSet
+
+_TRIGRAM: Final = 3
+_TOKENS_ASKED: Final = 64
+"""Some of a long condition's tokens narrow it down as well as all of them, which SQLite would refuse."""
+_CACHED_ANSWERS: Final = 64
+_TEXTS_AT_ONCE: Final = 1024
+_TextCondition = TextContains | TextMatches
+
+
+class DocumentIndex:
+    """The index of one collection's documents.
+
+    Args:
+        connection: The shard's SQLite connection, usable from all threads.
+        ordinal: Number of the collection in table names.
+        texts: Returns the text documents of rows, None for rows with another document or none.
+
+    Attributes:
+        settled: Texts of rows below are in the tables.
+        json: The index of JSON documents.
+    """
+
+    def __init__(
+        self, connection: sqlite3.Connection, ordinal: int, texts: Callable[[Sequence[int]], list[str | None]]
+    ) -> None:
+        self.settled = 0
+        self.json = MetadataIndex()
+        self._connection = connection
+        self._texts = texts
+        self._words = f"words_{int(ordinal)}"
+        self._trigrams = f"trigrams_{int(ordinal)}"
+        self._segments = f"json_documents_{int(ordinal)}"
+        self._answers: OrderedDict[_TextCondition, tuple[int, RowSet]] = OrderedDict()
+        self._lock = threading.Lock()
+
+    # ------------------------------------------------------------------------------------------- tables
+
+    def create_tables(self) -> None:
+        """Make the tables, empty, inside the caller's transaction."""
+        self.drop_tables()
+        execute = self._connection.execute
+        execute(
+            f"CREATE VIRTUAL TABLE {self._words} USING fts5"
+            "(text, content='', columnsize=0, detail=none, tokenize=\"ascii tokenchars '_'\")"
+        )
+        execute(
+            f"CREATE VIRTUAL TABLE {self._trigrams} USING fts5"
+            "(text, content='', columnsize=0, detail=none, tokenize='trigram case_sensitive 1')"
+        )
+        execute(f"CREATE TABLE {self._segments} (first_row INTEGER PRIMARY KEY, segment BLOB NOT NULL)")
+
+    def drop_tables(self) -> None:
+        """Remove the tables, inside the caller's transaction."""
+        for table in (self._words, self._trigrams, self._segments):
+            self._connection.execute(f"DROP TABLE IF EXISTS {table}")
+
+    def index_text(self, first_row: int, texts: Sequence[str | None]) -> None:
+        """Put the documents of the rows ``first_row …`` into the tables, inside the caller's transaction.
+
+        Searches rely on them only after ``settle``, when the transaction is committed.
+
+        Args:
+            first_row: Not below the rows indexed before.
+            texts: Text of each row, or None. JSON documents are known already, from ``add``.
+        """
+        if not texts:
+            return
+        rows = [(row, text) for row, text in enumerate(texts, first_row) if text]
+        self._connection.executemany(
+            f"INSERT INTO {self._words} (rowid, text) VALUES (?, ?)",
+            ((row, " ".join(map(_token, words(text)))) for row, text in rows),
+        )
+        self._connection.executemany(
+            f"INSERT INTO {self._trigrams} (rowid, text) VALUES (?, ?)",
+            ((row, text.replace("\0", "\ufffd")) for row, text in rows),
+        )
+        segment = self.json.dump(first_row, first_row + len(texts))
+        self._connection.execute(f"INSERT INTO {self._segments} VALUES (?, ?)", (first_row, segment))
+
+    def settle(self, rows: int) -> None:
+        """Texts of the rows below ``rows`` are in the tables from now on, committed."""
+        self.settled = rows
+
+    def restore(self, rows: int) -> None:
+        """Take up what the tables hold, of the rows below ``rows``, when a collection is opened.
+
+        Raises:
+            CorruptionError: A segment of JSON documents is damaged.
+        """
+        known = self._connection.execute("SELECT 1 FROM sqlite_master WHERE name = ?", (self._segments,)).fetchone()
+        if known:
+            query = f"SELECT segment FROM {self._segments} WHERE first_row < ? ORDER BY first_row"
+            for (segment,) in self._connection.execute(query, (rows,)).fetchall():
+                self.json.load(segment)
+            self.settled = rows
+
+    # ------------------------------------------------------------------------------------------- writing
+
+    def add(self, first_row: int, documents: Sequence[str | Mapping[str, Any] | None]) -> None:
+        """Add the documents of the rows ``first_row …``. Texts need nothing: they are read when asked about."""
+        self.add_json(first_row, [document if isinstance(document, dict) else None for document in documents])
+
+    def add_json(self, first_row: int, documents: Sequence[Mapping[str, Any] | None]) -> None:
+        """Add the JSON documents of the rows ``first_row …``; None: a row without one."""
+        self.json.add(first_row, documents)
+
+    # ----------------------------------------------------------------------------------------- answering
+
+    def evaluate(self, where_document: DocumentFilter, n_rows: int) -> RowSet:
+        """Return the rows below ``n_rows`` that match."""
+        match where_document:
+            case DocumentAnd(items):
+                found = RowSet.full(n_rows) if not items else self.evaluate(items[0], n_rows)
+                for item in items[1:]:
+                    if not found.count:
+                        break
+                    found = found & self.evaluate(item, n_rows)
+                return found
+            case DocumentOr(items):
+                found = RowSet.empty()
+                for item in items:
+                    found = found | self.evaluate(item, n_rows)
+                return found
+            case DocumentNot(item):
+                return self.evaluate(item, n_rows).complement(n_rows)
+            case DocumentWhere(where):
+                return self.json.evaluate(where, n_rows)
+            case TextContains() | TextMatches():
+                return self._text(where_document, n_rows)
+
+    def _text(self, condition: _TextCondition, n_rows: int) -> RowSet:
+        with self._lock:
+            known, found = self._answers.get(condition, (0, RowSet.empty()))
+        if known > n_rows:
+            return RowSet.of_rows(found.rows()[: int(np.searchsorted(found.rows(), n_rows))])
+        if known == n_rows:
+            return found
+        parts = [found.rows()]
+        settled = min(self.settled, n_rows)
+        if known < settled:
+            parts.append(self._search_tables(condition, known, settled))
+            known = settled
+        parts.append(self._read(condition, np.arange(known, n_rows)))
+        found = RowSet.of_rows(np.concatenate(parts))
+        with self._lock:
+            self._answers[condition] = (n_rows, found)
+            self._answers.move_to_end(condition)
+            if len(self._answers) > _CACHED_ANSWERS:
+                self._answers.popitem(last=False)
+        return found
+
+    def _search_tables(self, condition: _TextCondition, lo: int, hi: int) -> np.ndarray[Any, np.dtype[np.int64]]:
+        """The rows ``[lo, hi)`` whose text matches, by the tables."""
+        if isinstance(condition, TextMatches):
+            rows = self._query(self._words, map(_token, condition.words[:_TOKENS_ASKED]), lo, hi)
+            return rows if len(condition.words) <= _TOKENS_ASKED else self._read(condition, rows)
+        text = condition.text.replace("\0", "\ufffd")
+        if len(text) < _TRIGRAM:
+            return self._read(condition, np.arange(lo, hi))
+        trigrams = dict.fromkeys(text[i : i + _TRIGRAM] for i in range(len(text) - _TRIGRAM + 1))
+        step = -(-len(trigrams) // _TOKENS_ASKED)
+        rows = self._query(self._trigrams, list(trigrams)[::step], lo, hi)
+        if len(text) == _TRIGRAM and "\ufffd" not in text:
+            return rows
+        return self._read(condition, rows)
+
+    def _query(self, table: str, tokens: Any, lo: int, hi: int) -> np.ndarray[Any, np.dtype[np.int64]]:
+        """The rows ``[lo, hi)`` that have all tokens, ascending."""
+        quoted = " AND ".join('"' + token.replace('"', '""') + '"' for token in tokens)
+        found = self._connection.execute(
+            f"SELECT rowid FROM {table} WHERE {table} MATCH ? AND rowid >= ? AND rowid < ? ORDER BY rowid",
+            (quoted, lo, hi),
+        ).fetchall()
+        return np.fromiter((row for (row,) in found), np.int64, len(found))
+
+    def _read(
+        self, condition: _TextCondition, rows: np.ndarray[Any, np.dtype[np.int64]]
+    ) -> np.ndarray[Any, np.dtype[np.int64]]:
+        """Those of ``rows`` whose text matches, by reading it."""
+        kept: list[int] = []
+        for first in range(0, len(rows), _TEXTS_AT_ONCE):
+            part = rows[first : first + _TEXTS_AT_ONCE].tolist()
+            texts = zip(part, self._texts(part), strict=True)
+            if isinstance(condition, TextContains):
+                wanted = condition.text
+                kept += [row for row, text in texts if text is not None and wanted in text]
+            else:
+                every = set(condition.words)
+                kept += [row for row, text in texts if text is not None and every.issubset(words(text))]
+        return np.array(kept, np.int64)
+
+
+def _token(word: str) -> str:
+    """One FTS token of ASCII letters, digits and ``_`` for a word, different for different words."""
+    return word if word.isascii() else "_" + word.encode().hex()

@@ -1,0 +1,342 @@
+"""Searches: the k nearest of the rows that match, at one snapshot.
+
+1. *Filter.* ``view.matching`` turns the filters into a set of rows.
+2. *Plan.* :mod:`vecraft_shard.planner` picks a scan, or the graph, by estimated cost.
+3. *Find.* By the plan ``exact``: scan what matches and is visible, fresh rows and settled ones alike. Else walk the graph
+   for the settled rows, drop the candidates that do not match or that the snapshot does not see, and scan the fresh
+   rows, the tail.
+4. *Repair.* A query that has fewer than ``k`` then (a filter that lies far from it, many dead rows around it) is asked
+   again deeper, or scanned, whichever is cheaper. So there are always k answers whenever k rows match.
+5. *Merge*, nearest first, ties by record id.
+
+``exact=True`` scans whatever it costs. Nothing here reads payloads or knows of other shards.
+
+A search of everything, where the snapshot sees all rows and none is fresh, takes a short cut that adds a few microseconds to
+the graph's own time.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, Final, Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+from vecraft_data_model.filters import DocumentFilter, Filter
+from vecraft_data_model.messages import Search
+from vecraft_data_model.schema import CollectionSchema
+from vecraft_shard.indexes.hnsw import HnswIndex
+from vecraft_shard.indexes.hot import HotFilter, HotFilters
+from vecraft_shard.indexes.rowset import RowSet
+from vecraft_shard.indexes.tail import Found, ScanSource, VectorSource, nearest, scan_range, scan_rows
+from vecraft_shard.planner import NOMINAL_COSTS, Costs, Plan, Task, choose_plan, exact_cost, graph_cost
+
+Float32Array = npt.NDArray[np.float32]
+Int64Array = npt.NDArray[np.int64]
+BoolArray = npt.NDArray[np.bool_]
+
+_SAMPLED_ROWS: Final = 512
+_DEEPER: Final = 4
+_ROWS_PER_STEP: Final = 64
+"""With so many rows per step of depth the graph is faster than a scan, and the planner need not be asked."""
+
+
+class SearchView(Protocol):
+    """One collection at one snapshot. Nothing in it changes while a search runs: the owner holds the latch.
+
+    Attributes:
+        schema: Of the collection.
+        snapshot: Row ``r`` is seen iff ``begin[r] <= snapshot < end[r]``.
+        rows: Rows there are; ``begin``, ``end``, ``ids``, ``norms`` are at least as long.
+        indexed: Rows below are in ``hnsw``.
+        column: Their vectors.
+        norms: Euclidean norms of the rows; without them a scan computes them on the way.
+        hnsw: The graph; None: there is none.
+        begin, end: Commit timestamps, int64.
+        ids: Record ids.
+        all_visible: Whether the snapshot sees all rows.
+        ef: Search depth where a request asks for none.
+        hot_filters: What is known of filters used before; None: nothing is kept.
+    """
+
+    schema: CollectionSchema
+    snapshot: int
+    rows: int
+    indexed: int
+    column: VectorSource
+    norms: Float32Array | None
+    hnsw: HnswIndex | None
+    begin: Int64Array
+    end: Int64Array
+    ids: Sequence[str]
+    all_visible: bool
+    ef: int
+    hot_filters: HotFilters | None
+
+    def matching(self, where: Filter | None, where_document: DocumentFilter | None) -> RowSet | None:
+        """The rows, of any version, that match; None without a filter."""
+        ...
+
+
+def run_search(view: SearchView, request: Search, threads: int = 1, costs: Costs = NOMINAL_COSTS) -> list[Found]:
+    """Carry out a search.
+
+    Args:
+        view: The collection at the snapshot.
+        request: ``queries`` (q, dim) float32, C-contiguous and validated, ``k`` at least 1.
+        threads: To spread the queries of one request over.
+        costs: Of this machine.
+
+    Returns:
+        Rows (int64) and distances (float32) per query, nearest first, ties by record id: ``k`` of them, or all there are.
+    """
+    if (
+        view.all_visible
+        and request.where is None
+        and request.where_document is None
+        and not request.exact
+        and view.hnsw is not None
+        and view.indexed == view.rows >= _ROWS_PER_STEP * max(request.ef or view.ef, request.k)
+    ):
+        found = _walk_everything(view, view.hnsw, request, threads)
+        if found is not None:
+            return found
+    found, _ = _Execution(view, request, threads, costs).run()
+    return found
+
+
+def explain_search(
+    view: SearchView, request: Search, threads: int = 1, costs: Costs = NOMINAL_COSTS
+) -> dict[str, Any]:
+    """Carry out a search and return what was estimated, what was done, and how many rows that took."""
+    execution = _Execution(view, request, threads, costs)
+    _, explain = execution.run()
+    return explain
+
+
+def _walk_everything(view: SearchView, hnsw: HnswIndex, request: Search, threads: int) -> list[Found] | None:
+    """The short cut. None if the graph yields too few."""
+    k = request.k
+    labels, distances = hnsw.search(request.queries, k, request.ef or view.ef, None, threads)
+    if labels.shape[1] < k or not len(labels):
+        return None
+    if len(labels) == 1:  # a few numbers are dealt with faster by Python than by numpy
+        rows, measured = labels[0], distances[0]
+        values = measured.tolist()
+        clean = values[0] >= 0 or view.schema.metric == "ip"
+        if clean and rows[-1] >= 0 and len(set(values)) == k and request.max_distance is None:
+            return [(rows, measured)]
+    if labels[:, -1].min() < 0:
+        return None
+    if view.schema.metric == "cosine":
+        distances = np.maximum(distances, 0)  # rounding
+    found = list(zip(labels, distances, strict=True))
+    tied = distances[:, 1:] == distances[:, :-1]
+    if tied.any():
+        for line in np.flatnonzero(tied.any(axis=1)).tolist():
+            found[line] = nearest(*found[line], k, view.ids)
+    return found if request.max_distance is None else _within(found, request.max_distance)
+
+
+class _Execution:
+    """One search on its way."""
+
+    def __init__(self, view: SearchView, request: Search, threads: int, costs: Costs) -> None:
+        self.view = view
+        self.request = request
+        self.threads = threads
+        self.costs = costs
+        self.k = min(request.k, max(view.rows, 1))
+        self.ef = request.ef or view.ef
+        self.source = ScanSource(view.schema.metric, view.column, view.norms, view.ids)
+        self.matching: RowSet | None = None
+        self.hot: HotFilter | None = None
+        self.visible_mask: BoolArray | None = None
+        self.repaired = 0
+
+    def run(self) -> tuple[list[Found], dict[str, Any]]:
+        view, request = self.view, self.request
+        queries = request.queries
+        self.matching = view.matching(request.where, request.where_document)
+        count = view.rows if self.matching is None else self.matching.count
+        if count == 0 or not len(queries):
+            nothing = (np.empty(0, np.int64), np.empty(0, np.float32))
+            return [nothing] * len(queries), {"plan": "nothing", "matching": 0, "rows": view.rows}
+        if self.matching is not None and view.hot_filters is not None:
+            self.hot = view.hot_filters.used((request.where, request.where_document))
+        task = self._task(count)
+        plan = choose_plan(task, self.costs)
+        if plan.kind == "exact":
+            found = self._scan(queries)
+        else:
+            found = self._walk(task, plan)
+        explain = {
+            **plan.to_dict(),
+            "rows": view.rows, "indexed": view.indexed, "tail": view.rows - view.indexed, "matching": count,
+            "visible_share": task.counting, "k": request.k, "ef": self.ef, "queries": len(queries),
+            "queries_repaired": self.repaired,
+        }  # fmt: skip
+        return _within(found, request.max_distance), explain
+
+    def _task(self, count: int) -> Task:
+        view, request = self.view, self.request
+        dim, hot = view.schema.dim, self.hot
+        share = count / view.rows
+        gathered = False
+        if hot is not None and view.hot_filters is not None and share < 1 / 3:
+            gathered = view.hot_filters.worth_copying(hot, count, view.rows, dim)
+        return Task(
+            queries=len(request.queries),
+            k=self.k,
+            dim=dim,
+            item_bytes=view.schema.dtype.itemsize,
+            M=view.schema.M,
+            ef=self.ef,
+            exact=request.exact,
+            indexed=view.indexed if view.hnsw is not None else 0,
+            rows=view.rows,
+            matching=count,
+            counting=self._visible_share(),
+            gathered=gathered,
+            # Until there is experience: filters that leave over little tend to be about something, which is far from
+            # most queries; those that leave over half hardly can be.
+            shortfall=hot.shortfall(max(0.0, 0.5 - share)) if hot is not None else 0.0,
+        )
+
+    # ------------------------------------------------------------------------------------------ visibility
+
+    def _visible_share(self) -> float:
+        """Share of the rows that the snapshot sees, from a sample."""
+        view = self.view
+        if view.all_visible:
+            return 1.0
+        step = max(view.rows // _SAMPLED_ROWS, 1)
+        begin, end = view.begin[: view.rows : step], view.end[: view.rows : step]
+        seen = np.count_nonzero((begin <= view.snapshot) & (end > view.snapshot))
+        return min(int(seen) / len(begin), 1 - 1 / (view.rows + 1))
+
+    def _visible(self, lo: int, hi: int) -> BoolArray | None:
+        """For each of the rows ``[lo, hi)``: whether the snapshot sees it. None: all."""
+        view = self.view
+        if view.all_visible:
+            return None
+        if self.visible_mask is None or lo < view.rows - len(self.visible_mask):
+            mask: BoolArray = (view.begin[lo : view.rows] <= view.snapshot) & (view.end[lo : view.rows] > view.snapshot)
+            self.visible_mask = mask
+        first = view.rows - len(self.visible_mask)
+        return self.visible_mask[lo - first : hi - first]
+
+    def _visible_at(self, rows: Int64Array) -> BoolArray:
+        view = self.view
+        seen: BoolArray = (view.begin[rows] <= view.snapshot) & (view.end[rows] > view.snapshot)
+        return seen
+
+    # ---------------------------------------------------------------------------------------------- plans
+
+    def _scan(self, queries: Float32Array) -> list[Found]:
+        """Scan all rows that match and are visible, tail included."""
+        view, matching = self.view, self.matching
+        if matching is None:
+            return scan_range(self.source, queries, self.k, 0, view.rows, self._visible(0, view.rows))
+        if matching.count * 3 >= view.rows:
+            keep, visible = matching.mask(view.rows), self._visible(0, view.rows)
+            return scan_range(self.source, queries, self.k, 0, view.rows, keep if visible is None else keep & visible)
+        rows, vectors = matching.rows(), None
+        if self.hot is not None and view.hot_filters is not None:
+            vectors = view.hot_filters.vectors(self.hot, matching, view.column, view.rows, view.schema.dim)
+        keep = None if view.all_visible else self._visible_at(rows)
+        return scan_rows(self.source, queries, self.k, rows, vectors, keep)
+
+    def _walk(self, task: Task, plan: Plan) -> list[Found]:
+        """Walk the graph, scan the tail, repair, merge."""
+        queries = self.request.queries
+        settled = self._candidates(queries, plan.depth)
+        tail = self._scan_tail(queries)
+        found = [
+            nearest(rows, distances, self.k, self.view.ids)
+            for rows, distances in (settled if tail is None else map(_joined, settled, tail))
+        ]
+        # Whether a query found enough is judged by the graph's part alone: the tail's says nothing about what it missed.
+        short = [i for i, (rows, _) in enumerate(settled) if len(rows) < self.k]
+        if self.hot is not None:
+            self.hot.learn(len(queries), len(short))
+        if short:
+            self._repair(task, plan, short, found)
+        return found
+
+    def _repair(self, task: Task, plan: Plan, short: list[int], found: list[Found]) -> None:
+        """Answer the queries that came short once more, deeper as long as that is cheaper than a scan."""
+        self.repaired = len(short)
+        queries = self.request.queries
+        depth = plan.depth * _DEEPER
+        while short and depth < task.indexed:
+            scan, walk = exact_cost(task, self.costs), graph_cost(task, depth, self.costs)
+            if (self.matching is not None and self.matching.count < self.k) or scan <= walk * 2:
+                break
+            asked = queries[short]
+            settled, tail = self._candidates(asked, depth), self._scan_tail(asked)
+            left = []
+            for i, place in enumerate(short):
+                rows, distances = settled[i]
+                if len(rows) < self.k:
+                    left.append(place)
+                else:
+                    both = settled[i] if tail is None else _joined(settled[i], tail[i])
+                    found[place] = nearest(*both, self.k, self.view.ids)
+            short, depth = left, depth * _DEEPER
+        if short:
+            for place, answer in zip(short, self._scan(queries[short]), strict=True):
+                found[place] = answer
+
+    def _candidates(self, queries: Float32Array, depth: int) -> list[Found]:
+        """Walk the graph ``depth`` deep; what matches and is visible, up to k a query, nearest first."""
+        view = self.view
+        if view.hnsw is None:
+            raise RuntimeError("a plan that needs the graph was made without one")
+        labels, distances = view.hnsw.search(queries, depth, depth, None, self.threads)
+        if view.schema.metric == "cosine":
+            distances = np.maximum(distances, 0)
+        good = labels >= 0
+        if self.matching is not None:
+            good &= self.matching.contains(labels.ravel()).reshape(labels.shape)
+        if not view.all_visible:
+            good &= self._visible_at(labels.ravel()).reshape(labels.shape)
+        if len(queries) == 1:
+            places = np.flatnonzero(good[0])[: self.k]
+            return [(labels[0, places], distances[0, places])]
+        return [
+            (line[places], measured[places])
+            for line, measured, places in zip(
+                labels, distances, (np.flatnonzero(row)[: self.k] for row in good), strict=True
+            )
+        ]
+
+    def _scan_tail(self, queries: Float32Array) -> list[Found] | None:
+        """Scan the rows that are not in the graph. None: there are none that count."""
+        view = self.view
+        lo, hi = view.indexed, view.rows
+        if lo == hi:
+            return None
+        keep = self._visible(lo, hi)
+        if self.matching is not None:
+            inside = self.matching.mask(hi)[lo:hi]
+            keep = inside if keep is None else keep & inside
+        if keep is not None and not keep.any():
+            return None
+        return scan_range(self.source, queries, self.k, lo, hi, keep)
+
+
+def _joined(left: Found, right: Found) -> Found:
+    return np.concatenate((left[0], right[0])), np.concatenate((left[1], right[1]))
+
+
+def _within(found: list[Found], max_distance: float | None) -> list[Found]:
+    """Leave out what is farther than ``max_distance``."""
+    if max_distance is None:
+        return found
+    cut = []
+    for rows, distances in found:
+        size = int(np.searchsorted(distances.astype(np.float64), max_distance, side="right"))
+        cut.append((rows[:size], distances[:size]))
+    return cut
