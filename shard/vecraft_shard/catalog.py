@@ -28,17 +28,36 @@ from vecraft_data_model.messages import (
     SetAlias,
 )
 from vecraft_data_model.schema import CollectionSchema
+from vecraft_data_model.validation import check_ef
 
-ALTERABLE = ("target_recall",)
+ALTERABLE = ("target_recall", "ef")
 
 
 class CollectionEntry(msgspec.Struct):
-    """A collection under one schema for one span of time."""
+    """A collection under one schema for one span of time. ``ef``: its search depth; None: measured."""
 
     collection_id: str
     schema: CollectionSchema
     begin_ts: int
     end_ts: int = INFINITY_TS
+    ef: int | None = None
+
+    def altered(self, changes: dict[str, object], ts: int = 0) -> CollectionEntry:
+        """The entry that follows this one from ``ts`` on.
+
+        Raises:
+            InvalidDataException: A setting that cannot be altered, or a value that is not accepted.
+        """
+        unknown = sorted(set(changes) - set(ALTERABLE))
+        if unknown:
+            raise InvalidDataException(
+                f"{unknown[0]!r} of collection {self.schema.name!r} cannot be altered; what can: {', '.join(ALTERABLE)}",
+                collection=self.schema.name,
+            )
+        recall = changes.get("target_recall", self.schema.target_recall)
+        schema = CollectionSchema.from_dict({**self.schema.to_dict(), "target_recall": recall})
+        ef = check_ef(changes["ef"]) if "ef" in changes else self.ef
+        return CollectionEntry(self.collection_id, schema, ts, ef=ef)
 
 
 class AliasEntry(msgspec.Struct):
@@ -114,7 +133,7 @@ class Catalog:
                         aliases=used_by,
                     )
             case AlterCollection(name=name, changes=changes):
-                self._altered(self._entry(name).schema, changes)
+                self._entry(name).altered(changes)
             case SetAlias(alias=alias, name=name):
                 self._entry(name)
                 if alias in self._current:
@@ -137,7 +156,7 @@ class Catalog:
             case AlterCollection(name=name, changes=changes):
                 old = self._entry(name)
                 old.end_ts = ts
-                created = CollectionEntry(old.collection_id, self._altered(old.schema, changes), ts)
+                created = old.altered(changes, ts)
                 self.collections.append(created)
             case SetAlias(alias=alias, name=name):
                 self._end_alias(alias, ts)
@@ -189,13 +208,3 @@ class Catalog:
     def _end_alias(self, alias: str, ts: int) -> None:
         if alias in self._current_aliases:
             self._current_aliases[alias].end_ts = ts
-
-    @staticmethod
-    def _altered(schema: CollectionSchema, changes: dict[str, object]) -> CollectionSchema:
-        unknown = sorted(set(changes) - set(ALTERABLE))
-        if unknown:
-            raise InvalidDataException(
-                f"{unknown[0]!r} of collection {schema.name!r} cannot be altered; what can: {', '.join(ALTERABLE)}",
-                collection=schema.name,
-            )
-        return msgspec.structs.replace(schema, **changes)

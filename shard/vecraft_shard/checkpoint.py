@@ -20,6 +20,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import msgspec
+
 from vecraft_data_model.errors import StorageFailureException
 from vecraft_shard.catalog import AliasEntry, CollectionEntry
 from vecraft_shard.collection import Collection
@@ -127,8 +129,8 @@ class Checkpointer:
             state.timeline.ceiling,
             state.timeline.safe_point,
             state.next_ordinal,
-            [CollectionEntry(e.collection_id, e.schema, e.begin_ts, e.end_ts) for e in state.catalog.collections],
-            [AliasEntry(a.alias, a.name, a.begin_ts, a.end_ts) for a in state.catalog.aliases],
+            [msgspec.structs.replace(entry) for entry in state.catalog.collections],
+            [msgspec.structs.replace(alias) for alias in state.catalog.aliases],
             changed,
             {
                 txn_id: b"".join(encode_transaction(prepared.record))

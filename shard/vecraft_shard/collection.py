@@ -45,7 +45,8 @@ class Collection:
     Attributes:
         indexed: Rows below are in the HNSW graph.
         hnsw_saved: File name, rows and checksum of the last saved graph.
-        ef: Search depth override (``SetEf``), or None.
+        ef: Search depth override of this process (``SetEf``), or None.
+        altered_ef: The durable one (``AlterCollection``), or None.
         tuned_ef, measured_recall, tuned_rows: The depth that was measured to be enough, its recall@10, and at how many
             rows.
         checkpointed: Rows below are in the last checkpoint.
@@ -74,6 +75,7 @@ class Collection:
         self.indexed = 0
         self.checkpointed = 0
         self.ef: int | None = None
+        self.altered_ef: int | None = None
         self.tuned_ef: int | None = None
         self.measured_recall: float | None = None
         self.tuned_rows = 0

@@ -42,7 +42,7 @@ CREATE TABLE IF NOT EXISTS collections (
     hnsw_file TEXT, hnsw_rows INTEGER NOT NULL DEFAULT 0, hnsw_checksum INTEGER NOT NULL DEFAULT 0,
     ef INTEGER, measured_recall REAL, tuned_rows INTEGER NOT NULL DEFAULT 0);
 CREATE TABLE IF NOT EXISTS catalog (
-    collection_id TEXT NOT NULL, schema TEXT NOT NULL, begin_ts INTEGER NOT NULL, end_ts INTEGER NOT NULL);
+    collection_id TEXT NOT NULL, schema TEXT NOT NULL, begin_ts INTEGER NOT NULL, end_ts INTEGER NOT NULL, ef INTEGER);
 CREATE TABLE IF NOT EXISTS aliases (
     alias TEXT NOT NULL, name TEXT NOT NULL, begin_ts INTEGER NOT NULL, end_ts INTEGER NOT NULL);
 CREATE TABLE IF NOT EXISTS transactions (txn_id TEXT PRIMARY KEY, record BLOB NOT NULL) WITHOUT ROWID;
@@ -158,7 +158,7 @@ class Locations:
         """The catalog of the last checkpoint."""
         with self._guard():
             collections = [
-                CollectionEntry(row[0], CollectionSchema.from_dict(json.loads(row[1])), row[2], row[3])
+                CollectionEntry(row[0], CollectionSchema.from_dict(json.loads(row[1])), *row[2:])
                 for row in self.connection.execute("SELECT * FROM catalog ORDER BY rowid")
             ]
             aliases = [AliasEntry(*row) for row in self.connection.execute("SELECT * FROM aliases ORDER BY rowid")]
@@ -169,8 +169,8 @@ class Locations:
         self.connection.execute("DELETE FROM catalog")
         self.connection.execute("DELETE FROM aliases")
         self.connection.executemany(
-            "INSERT INTO catalog VALUES (?, ?, ?, ?)",
-            ((e.collection_id, json.dumps(e.schema.to_dict()), e.begin_ts, e.end_ts) for e in collections),
+            "INSERT INTO catalog VALUES (?, ?, ?, ?, ?)",
+            ((e.collection_id, json.dumps(e.schema.to_dict()), e.begin_ts, e.end_ts, e.ef) for e in collections),
         )
         self.connection.executemany(
             "INSERT INTO aliases VALUES (?, ?, ?, ?)", (msgspec.structs.astuple(alias) for alias in aliases)

@@ -160,8 +160,8 @@ class Reader:
         return SearchReply(snapshot, hits, explain)
 
     def ef_of(self, collection: Collection) -> int:
-        """The search depth in force: override, else measured, else the default."""
-        return collection.ef or collection.tuned_ef or self._state.config.ef_runtime
+        """The search depth in force: override, else altered, else measured, else the default."""
+        return collection.ef or collection.altered_ef or collection.tuned_ef or self._state.config.ef_runtime
 
     def _describe(self, collection: Collection, schema: CollectionSchema, snapshot: int) -> DescribeReply:
         return DescribeReply(

@@ -75,11 +75,13 @@ def recover(
             ceiling_ms=config.ceiling_ms,
         )
         catalog = locations.load_catalog()
-        latest = {entry.collection_id: entry.schema for entry in catalog.collections}
+        latest = {entry.collection_id: entry for entry in catalog.collections}
         collections = {
-            stored.collection_id: Collection.open(stored, latest[stored.collection_id], disk, locations)
+            stored.collection_id: Collection.open(stored, latest[stored.collection_id].schema, disk, locations)
             for stored in locations.load_collections()
         }
+        for collection_id, collection in collections.items():
+            collection.altered_ef = latest[collection_id].ef
         state = ShardState(
             shard_id, epoch, config, disk, latch, locations, wal, timeline, catalog, collections
         )

@@ -224,13 +224,16 @@ class TestCatalog:
 
     def test_survives_crashes_and_checkpoints(self, bench: Bench) -> None:
         bench.commit(SetAlias("live", "c"))
-        bench.commit(AlterCollection("c", {"target_recall": 0.9}))
+        bench.commit(AlterCollection("c", {"target_recall": 0.9, "ef": 33}))
         for again in (bench.crash, bench.reopen, bench.crash):
             again()
             reply = bench.ask(ListCollections())
             assert isinstance(reply, CatalogReply)
             assert [(s.name, s.target_recall) for s in reply.collections] == [("c", 0.9)]
             assert reply.aliases == {"live": "c"}
+            described = bench.ask(Describe(collection="c"))
+            assert isinstance(described, DescribeReply)
+            assert described.ef == 33
 
     def test_what_cannot_be_altered_is_refused(self, bench: Bench) -> None:
         error = refusal(bench.commit(AlterCollection("c", {"dim": 8})))
