@@ -152,8 +152,10 @@ class ShardHost:
             try:
                 more = shard.maintain(self._clock.now_ms(), budget_ms)
             except BaseException as error:
-                # What maintenance changes, a checkpoint may make durable: do not go on from half a change.
-                self._broken = shard.failed or error
+                # What maintenance changes, a checkpoint may make durable: do not go on from half a change. What is in
+                # memory alone has nothing to be recovered from, and no checkpoint that matters: it goes on.
+                if self._disk.durable:
+                    self._broken = shard.failed or error
                 raise
             if shard.failed is not None:
                 self._broken = shard.failed
@@ -207,6 +209,12 @@ class ShardHost:
         with self._door.exclusive():
             if self._broken is None or self._closed:
                 return
+            if not self._disk.durable:
+                raise StorageFailureException(
+                    f"shard {self.shard_id}, which is in memory only, stopped in the middle of a write "
+                    f"({type(self._broken).__name__}): there is no log to recover it from; open a new database",
+                    shard=self.shard_id,
+                ) from self._broken
             now = self._clock.monotonic()
             if now - self._opened_at < REOPEN_INTERVAL_S:
                 raise self._no_shard() from self._broken

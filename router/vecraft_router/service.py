@@ -117,6 +117,8 @@ class Service:
 
     def set_ef(self, collection: str, ef: int | None, *, deadline: float | None) -> Flow[None]:
         """See ``Router.set_ef``."""
+        # A read first: it waits for what a shard has only promised yet, such as the collection's own creation.
+        yield from self._reads.describe(collection, ReadOptions(deadline=deadline))
         yield from self._ask_all(SetEf(collection, ef), deadline)
 
     def checkpoint(self, compact: bool, index: bool, *, deadline: float | None) -> Flow[None]:

@@ -327,7 +327,7 @@ class Shard:
     def _compact(self, now_ms: int, deadline: float) -> bool:
         state = self._state
         if self._compaction is None:
-            worthy = next((c for c in state.collections.values() if worth_compacting(state, c, now_ms)), None)
+            worthy = next((c for c in list(state.collections.values()) if worth_compacting(state, c, now_ms)), None)
             if worthy is None:
                 return False
             self._compaction = compact(state, worthy, now_ms, state.config.index_slice_ms, self._stopwatch)
@@ -337,7 +337,7 @@ class Shard:
 
     def _tune(self, deadline: float) -> bool:
         if self._tuning is None:
-            worthy = next((c for c in self._state.collections.values() if worth_tuning(c)), None)
+            worthy = next((c for c in list(self._state.collections.values()) if worth_tuning(c)), None)
             if worthy is None:
                 return False
             self._tuning = tune(self._state, worthy)

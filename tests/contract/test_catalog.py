@@ -8,7 +8,11 @@ import numpy as np
 import pytest
 
 from vecraft_data_model import CollectionSchema, DataPacket, QueryPacket
-from vecraft_data_model.errors import CollectionAlreadyExistedException, CollectionNotExistedException
+from vecraft_data_model.errors import (
+    CollectionAlreadyExistedException,
+    CollectionNotExistedException,
+    InvalidDataException,
+)
 from vecraft_db.client.vecraft_client import VecraftClient
 
 
@@ -62,6 +66,15 @@ def test_alter_changes_what_may_change(client: VecraftClient, collection: str) -
     assert client.describe_collection(collection).schema.target_recall == 0.99
     client.alter_collection(collection, ef=77)
     assert client.describe_collection(collection).ef == 77
+    with pytest.raises(InvalidDataException, match="dim"):
+        client.alter_collection(collection, dim=5)
+    with pytest.raises(InvalidDataException, match="target_recall"):
+        client.alter_collection(collection)
+    with pytest.raises(InvalidDataException, match="target_recall"):
+        client.alter_collection(collection, target_recall=1.5)
+    with pytest.raises(InvalidDataException, match="ef"):
+        client.alter_collection(collection, ef=0)
+    assert client.describe_collection(collection).schema.target_recall == 0.99
 
 
 def test_set_ef_changes_the_search_depth(client: VecraftClient, collection: str) -> None:

@@ -73,7 +73,8 @@ def test_insert_replaces_and_returns_what_was_there(client: VecraftClient, colle
     assert client.insert(collection, first) is None
     replaced = client.insert(collection, DataPacket("a", [0, 1, 0, 0], {"version": 2}))
     assert replaced is not None
-    assert replaced.to_dict() == first.to_dict()
+    assert replaced == first
+    assert replaced.checksum == first.checksum
     assert client.get(collection, "a").metadata == {"version": 2}
     assert client.count(collection) == 1
     hits = client.search(collection, QueryPacket([1, 0, 0, 0], exact=True))

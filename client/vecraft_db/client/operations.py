@@ -114,8 +114,6 @@ class Operations:
         """Change settings that may change; the shard checks their values."""
         if not changes:
             raise InvalidDataException("alter_collection needs something to change: target_recall= or ef=")
-        if "ef" in changes:
-            check_ef(changes["ef"])
         yield from self._change_catalog(AlterCollection(validate_name(name), changes), txn_id, timeout)
 
     def set_alias(self, alias: str, name: str, txn_id: str | None, timeout: float | None) -> Flow[None]:

@@ -117,7 +117,7 @@ class VecraftClient(AbstractContextManager["VecraftClient"]):
     def alter_collection(
         self, name: str, *, txn_id: str | None = None, timeout: float | None = None, **changes: Any
     ) -> None:
-        """Change settings of a collection: ``target_recall=``, ``ef=`` (None: tuned to the target)."""
+        """Change settings of a collection, durably: ``target_recall=``, ``ef=`` (None: tuned to the target)."""
         self._run(self._operations.alter_collection(name, changes, txn_id, timeout))
 
     def set_alias(self, alias: str, name: str, *, txn_id: str | None = None, timeout: float | None = None) -> None:
