@@ -148,8 +148,7 @@ class Collection:
         first = self.versions.rows
         self.column.append(first, vectors)
         offsets, sizes = self.payloads.append(payloads)
-        if self._norms is not None:
-            self._set_norms(first, norms(vectors))
+        self._set_norms(first, vectors)
         self.metadata.add(first, metadata_of(payloads))
         self.documents.add(first, documents_of(payloads))
         self.changed = True
@@ -205,18 +204,13 @@ class Collection:
             ChecksumValidationFailureError: A record's bytes do not match its checksum.
         """
         versions = self.versions
-        payloads = vectors = None
-        if with_payloads or with_vectors:
-            vectors = self.vectors_of(rows)
-        if with_payloads:
-            assert vectors is not None
-            payloads = self.payloads_of(rows, vectors)
-        return Rows(
-            [versions.ids[row] for row in rows],
-            versions.begin[np.asarray(rows, np.int64)].tolist(),
-            payloads,
-            vectors if with_vectors else None,
-        )
+        ids = [versions.ids[row] for row in rows]
+        begin = versions.begin[np.asarray(rows, np.int64)].tolist()
+        if not with_payloads and not with_vectors:
+            return Rows(ids, begin, None, None)
+        vectors = self.vectors_of(rows)
+        payloads = self.payloads_of(rows, vectors) if with_payloads else None
+        return Rows(ids, begin, payloads, vectors if with_vectors else None)
 
     def payloads_of(self, rows: Sequence[int], vectors: Float32Array) -> list[bytes]:
         """Payloads of rows, verified together with their vectors."""
@@ -293,22 +287,23 @@ class Collection:
         self.hnsw_saved = (stored.hnsw_file, stored.hnsw_rows, stored.hnsw_checksum)
 
     def _extend_norms(self) -> None:
-        """Compute the norms of all rows, blockwise, when a collection is opened."""
+        """Compute the norms of all rows, blockwise, when a collection is opened; only cosine needs them."""
         if self._norms is None:
             return
         rows, block = self.versions.rows, 8192
         for first in range(0, rows, block):
             last = min(rows, first + block)
-            self._set_norms(first, norms(np.ascontiguousarray(self.column.view(first, last), np.float32)))
+            self._set_norms(first, np.ascontiguousarray(self.column.view(first, last), np.float32))
 
-    def _set_norms(self, first: int, values: npt.NDArray[np.float32]) -> None:
-        assert self._norms is not None
-        last = first + len(values)
+    def _set_norms(self, first: int, vectors: Float32Array) -> None:
+        if self._norms is None:
+            return
+        last = first + len(vectors)
         if last > len(self._norms):
             grown = np.empty(max(last, 1024, len(self._norms) * 3 // 2), np.float32)
             grown[:first] = self._norms[:first]
             self._norms = grown
-        self._norms[first:last] = values
+        self._norms[first:last] = norms(vectors)
 
 
 def joined_rows(parts: Sequence[Rows]) -> Rows:

@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import secrets
 import threading
-import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 
@@ -107,7 +106,8 @@ class Shard:
         now_ms: int,
         config: ShardConfig | None = None,
         latch: Latch | None = None,
-        stopwatch: Callable[[], float] = time.perf_counter,
+        *,
+        stopwatch: Callable[[], float],
         salt: int | None = None,
     ) -> Shard:
         """Open the shard whose directory ``disk`` is, or begin one; recovers from its log.
@@ -303,7 +303,7 @@ class Shard:
         state = self._state
         if compact_first:
             while self._compaction is not None:
-                self._advance_compaction(now_ms)
+                self._advance_compaction(self._compaction, now_ms)
             for collection in list(state.collections.values()):
                 if collection.dead_rows:
                     for _ in compact(state, collection, now_ms, state.config.index_slice_ms, self._stopwatch):
@@ -332,7 +332,7 @@ class Shard:
                 return False
             self._compaction = compact(state, worthy, now_ms, state.config.index_slice_ms, self._stopwatch)
         while self._compaction is not None and self._stopwatch() < deadline:
-            self._advance_compaction(now_ms)
+            self._advance_compaction(self._compaction, now_ms)
         return self._compaction is not None
 
     def _tune(self, deadline: float) -> bool:
@@ -346,10 +346,9 @@ class Shard:
                 self._tuning = None
         return self._tuning is not None
 
-    def _advance_compaction(self, now_ms: int) -> None:
-        assert self._compaction is not None
+    def _advance_compaction(self, compaction: Iterator[None], now_ms: int) -> None:
         try:
-            next(self._compaction)
+            next(compaction)
         except StopIteration:
             self._compaction = None
             self._checkpointer.run(now_ms)

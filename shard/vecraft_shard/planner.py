@@ -33,6 +33,9 @@ _DEPTH_MARGIN: Final = 1.25
 _SPARE_MATCHES: Final = 2.5
 """Depth is chosen so that about so many times ``k`` candidates match."""
 _BATCH_FROM: Final = 4
+"""From so many queries on, a matrix product over all beats one product per query."""
+_NOMINAL_SMALL_CALL: Final = 0.8
+_MAX_PACE: Final = 4.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -184,17 +187,23 @@ def calibrated(stopwatch: Callable[[], float]) -> Costs:
     call = measured(lambda: [few @ query for _ in range(10)]) / 10
     nominal = NOMINAL_COSTS
     # A link is a row from anywhere, compared in place: cheaper than fetching it in the nominal ratio.
-    pace = gather / (nominal.gather_row + nominal.gather_kb * row_kb)
+    fetching = _pace(gather, nominal.gather_row + nominal.gather_kb * row_kb)
+    calling = _pace(call, _NOMINAL_SMALL_CALL)
     return Costs(
-        scan_call=nominal.scan_call * max(call, 0.3) / 0.8,
-        stream_kb=stream_kb,
-        gather_row=nominal.gather_row * pace,
-        gather_kb=nominal.gather_kb * pace,
-        multiply_million=multiply,
-        walk_call=nominal.walk_call * max(call, 0.3) / 0.8,
-        link=nominal.link * pace,
-        link_kb=nominal.link_kb * pace,
+        scan_call=nominal.scan_call * calling,
+        stream_kb=nominal.stream_kb * _pace(stream_kb, nominal.stream_kb),
+        gather_row=nominal.gather_row * fetching,
+        gather_kb=nominal.gather_kb * fetching,
+        multiply_million=nominal.multiply_million * _pace(multiply, nominal.multiply_million),
+        walk_call=nominal.walk_call * calling,
+        link=nominal.link * fetching,
+        link_kb=nominal.link_kb * fetching,
     )
+
+
+def _pace(measured: float, nominal: float) -> float:
+    """How much slower than the reference this machine is; a measurement beyond all reason was disturbed."""
+    return min(max(measured / nominal, 1 / _MAX_PACE), _MAX_PACE)
 
 
 @lru_cache(maxsize=4)

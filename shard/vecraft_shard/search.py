@@ -240,13 +240,14 @@ class _Execution:
         if matching is None:
             return scan_range(self.source, queries, self.k, 0, view.rows, self._visible(0, view.rows))
         if matching.count * 3 >= view.rows:
-            keep, visible = matching.mask(view.rows), self._visible(0, view.rows)
-            return scan_range(self.source, queries, self.k, 0, view.rows, keep if visible is None else keep & visible)
+            inside, visible = matching.mask(view.rows), self._visible(0, view.rows)
+            keep = inside if visible is None else inside & visible
+            return scan_range(self.source, queries, self.k, 0, view.rows, keep)
         rows, vectors = matching.rows(), None
         if self.hot is not None and view.hot_filters is not None:
             vectors = view.hot_filters.vectors(self.hot, matching, view.column, view.rows, view.schema.dim)
-        keep = None if view.all_visible else self._visible_at(rows)
-        return scan_rows(self.source, queries, self.k, rows, vectors, keep)
+        counting = None if view.all_visible else self._visible_at(rows)
+        return scan_rows(self.source, queries, self.k, rows, vectors, counting)
 
     def _walk(self, task: Task, plan: Plan) -> list[Found]:
         """Walk the graph, scan the tail, repair, merge."""

@@ -28,7 +28,6 @@ from typing import Any, Final
 
 import msgspec
 import numpy as np
-import numpy.typing as npt
 import xxhash
 
 from vecraft_data_model.errors import CorruptionError, InvalidDataException
@@ -279,7 +278,7 @@ def _merged(items: Sequence[Filter]) -> list[Filter]:
     return [*(In(name, frozenset(some)) for name, some in keys.items()), *others]
 
 
-def _checksum(header: bytes, body: bytes | memoryview | npt.NDArray[np.uint8]) -> int:
+def _checksum(header: bytes, body: bytes | memoryview) -> int:
     digest = xxhash.xxh3_64(header)
     digest.update(body)
     return digest.intdigest()

@@ -347,7 +347,8 @@ def _any_of(column: npt.NDArray[np.uint32], codes: Sequence[int], distinct: int)
 
 
 def _is_in(column: npt.NDArray[Any], wanted: npt.NDArray[Any]) -> BoolArray:
-    return column == wanted[0] if len(wanted) == 1 else np.isin(column, wanted)
+    hit: BoolArray = column == wanted[0] if len(wanted) == 1 else np.isin(column, wanted)
+    return hit
 
 
 def _float_below(operand: int | float) -> float:

@@ -1,0 +1,286 @@
+"""Searches against numpy brute force: random filters, versions, tails, metrics, depths."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from vecraft_data_model.distances import exact_distances, norms
+from vecraft_data_model.filters import DocumentFilter, Filter, matches, parse_where
+from vecraft_data_model.hlc import INFINITY_TS
+from vecraft_data_model.messages import Search
+from vecraft_data_model.schema import CollectionSchema
+from vecraft_shard.indexes.hnsw import HnswIndex
+from vecraft_shard.indexes.hot import HotFilters
+from vecraft_shard.indexes.metadata import MetadataIndex
+from vecraft_shard.indexes.rowset import RowSet
+from vecraft_shard.indexes.tail import Found
+from vecraft_shard.planner import Costs
+from vecraft_shard.search import SearchView, explain_search, run_search
+
+Float32Array = npt.NDArray[np.float32]
+
+SCAN_IS_DEAR = Costs(scan_call=1e6, stream_kb=1e6, gather_kb=1e6, multiply_million=1e9)
+GRAPH_IS_DEAR = Costs(walk_call=1e9)
+
+
+class Column:
+    """Vectors in memory."""
+
+    def __init__(self, vectors: npt.NDArray[np.floating]) -> None:
+        self.vectors = vectors
+
+    def view(self, lo: int, hi: int) -> npt.NDArray[np.floating]:
+        return self.vectors[lo:hi]
+
+
+class View:
+    """A collection in memory, at one snapshot."""
+
+    def __init__(
+        self,
+        vectors: Float32Array,
+        metadata: Sequence[dict[str, Any] | None],
+        metric: str = "l2",
+        indexed: int | None = None,
+        vector_type: str = "float32",
+    ) -> None:
+        self.schema = CollectionSchema(name="c", dim=vectors.shape[1], metric=metric, vector_type=vector_type)
+        stored = vectors.astype(self.schema.dtype)
+        self.vectors: Float32Array = stored.astype(np.float32)
+        self.metadata = metadata
+        self.rows = len(vectors)
+        self.indexed = self.rows if indexed is None else indexed
+        self.column = Column(stored)
+        self.norms: Float32Array | None = norms(self.vectors) if metric == "cosine" else None
+        self.hnsw: HnswIndex | None = HnswIndex(self.schema.dim, metric)
+        self.hnsw.add(stored[: self.indexed])
+        self.begin = np.ones(self.rows, np.int64)
+        self.end = np.full(self.rows, INFINITY_TS)
+        self.ids: Sequence[str] = [f"r{i * 7919 % 100_003:06d}" for i in range(self.rows)]
+        self.snapshot = 100
+        self.ef = 64
+        self.hot_filters: HotFilters | None = HotFilters()
+        self.index = MetadataIndex()
+        self.index.add(0, metadata)
+
+    @property
+    def all_visible(self) -> bool:
+        return bool(((self.begin <= self.snapshot) & (self.end > self.snapshot)).all())
+
+    def matching(self, where: Filter | None, where_document: DocumentFilter | None) -> RowSet | None:
+        return None if where is None else self.index.evaluate(where, self.rows)
+
+    def expected(self, request: Search) -> list[list[tuple[float, str]]]:
+        rows = [
+            row
+            for row in range(self.rows)
+            if self.begin[row] <= self.snapshot < self.end[row]
+            and (request.where is None or matches(request.where, self.metadata[row]))
+        ]
+        answers = []
+        for query in request.queries:
+            measured = exact_distances(self.schema.metric, self.vectors[rows], query).tolist() if rows else []
+            ranked = sorted(zip(measured, (self.ids[row] for row in rows), strict=True))[: request.k]
+            limit = request.max_distance
+            answers.append([pair for pair in ranked if limit is None or pair[0] <= limit])
+        return answers
+
+    def answers(self, found: list[Found]) -> list[list[tuple[float, str]]]:
+        for rows, distances in found:
+            assert rows.dtype == np.int64 and distances.dtype == np.float32 and len(rows) == len(distances)
+        return [
+            [(d, self.ids[r]) for r, d in zip(rows.tolist(), distances.tolist(), strict=True)] for rows, distances in found
+        ]
+
+
+def conforms(view: SearchView) -> SearchView:
+    """Have mypy check that the fixture is a view."""
+    return view
+
+
+def request(queries: Float32Array, k: int = 10, where: dict[str, Any] | None = None, **options: Any) -> Search:
+    parsed = None if where is None else parse_where(where)
+    return Search(collection="c", queries=np.ascontiguousarray(queries), k=k, where=parsed, **options)
+
+
+def recall(found: list[list[tuple[float, str]]], expected: list[list[tuple[float, str]]]) -> float:
+    """Share of answers that are as near as the expected ones; by distance, so that ties count as right."""
+    right = wanted = 0
+    for line, exact in zip(found, expected, strict=True):
+        if exact:
+            right += sum(d <= exact[-1][0] * (1 + 1e-4) + 1e-5 for d, _ in line[: len(exact)])
+            wanted += len(exact)
+    return right / wanted if wanted else 1.0
+
+
+@settings(max_examples=120, deadline=None)
+@given(
+    seed=st.integers(0, 2**32 - 1),
+    n=st.sampled_from([0, 1, 7, 60, 400]),
+    metric=st.sampled_from(["l2", "cosine", "ip"]),
+    vector_type=st.sampled_from(["float32", "float16"]),
+    k=st.sampled_from([1, 3, 10, 500]),
+    many=st.booleans(),
+    exact=st.booleans(),
+    where=st.sampled_from([None, {"n": 0}, {"n": {"$lt": 2}}, {"n": {"$ne": 1}}, {"n": 99}, {"tag": "a", "n": [0, 1, 2]}]),
+    changed=st.sampled_from([0.0, 0.1, 0.95]),
+    costs=st.sampled_from([Costs(), SCAN_IS_DEAR, GRAPH_IS_DEAR]),
+    far=st.booleans(),
+)
+def test_small_collections_are_answered_in_full(
+    seed: int, n: int, metric: str, vector_type: str, k: int, many: bool, exact: bool, where: dict[str, Any] | None,
+    changed: float, costs: Costs, far: bool,
+) -> None:  # fmt: skip
+    rng = np.random.default_rng(seed)
+    vectors = rng.normal(size=(n, 8)).astype(np.float32)
+    vectors[rng.random(n) < 0.2] = 1  # ties
+    metadata = [
+        None if rng.random() < 0.05 else {"n": int(rng.integers(0, 4)), "tag": "ab"[int(rng.integers(0, 2))]}
+        for _ in range(n)
+    ]
+    view = View(vectors, metadata, metric, int(rng.integers(0, n + 1)), vector_type)
+    view.end[rng.random(n) < changed] = 50
+    view.begin[rng.random(n) < changed / 2] = 150
+    conforms(view)
+    queries = rng.normal(size=(5 if many else 1, 8)).astype(np.float32)
+    limit = float(rng.uniform(0, 10)) if far else None
+    asked = request(queries, k, where, exact=exact, max_distance=limit)
+    expected = view.expected(asked)
+    for _ in range(3):  # what is learnt of a filter must not change what it finds
+        found = view.answers(run_search(view, asked, costs=costs))
+        if exact or costs is GRAPH_IS_DEAR:
+            assert found == expected
+            continue
+        if limit is None:
+            assert [len(line) for line in found] == [len(line) for line in expected], "k of them whenever k match"
+        for line, want in zip(found, expected, strict=True):
+            assert [d for d, _ in line] == sorted(d for d, _ in line)
+            assert len({record_id for _, record_id in line}) == len(line)
+            if len(want) == len(line) and limit is None:
+                np.testing.assert_allclose([d for d, _ in line], [d for d, _ in want], rtol=0.5, atol=0.5)
+
+
+@pytest.fixture(scope="module")
+def clustered() -> tuple[View, Float32Array]:
+    """12,000 vectors in 40 topics, and queries near them; metadata of known selectivity, one field being the topic."""
+    rng = np.random.default_rng(11)
+    centres = rng.normal(size=(40, 32))
+    topic = rng.integers(0, 40, size=12_000)
+    vectors = (centres[topic] + rng.normal(size=(12_000, 32)) * 0.7).astype(np.float32)
+    length = rng.permutation(12_000)
+    metadata = [{"topic": int(t), "length": int(x)} for t, x in zip(topic, length, strict=True)]
+    view = View(vectors, metadata, "cosine")
+    queries = (centres[rng.integers(0, 40, size=50)] + rng.normal(size=(50, 32)) * 0.9).astype(np.float32)
+    return view, queries
+
+
+FILTERS: dict[str, dict[str, Any] | None] = {
+    "none": None,
+    "length 0.1%": {"length": {"$lt": 12}},
+    "length 1%": {"length": {"$lt": 120}},
+    "length 10%": {"length": {"$lt": 1200}},
+    "length 50%": {"length": {"$lt": 6000}},
+    "topic 2.5%": {"topic": 3},
+    "topics 10%": {"topic": [0, 1, 2, 3]},
+    "topics 70%": {"topic": {"$gte": 12}},
+}
+
+
+@pytest.mark.parametrize("name", FILTERS)
+@pytest.mark.parametrize("costs", [Costs(), SCAN_IS_DEAR], ids=["planned", "by graph"])
+@pytest.mark.parametrize("together", [True, False])
+def test_recall_under_every_filter(
+    clustered: tuple[View, Float32Array], name: str, costs: Costs, together: bool
+) -> None:
+    view, queries = clustered
+    asked = request(queries, 10, FILTERS[name])
+    if together:
+        found = view.answers(run_search(view, asked, threads=2, costs=costs))
+    else:
+        found = [
+            view.answers(run_search(view, request(query[None], 10, FILTERS[name]), costs=costs))[0] for query in queries
+        ]
+    assert all(len(line) == 10 for line in found)
+    assert recall(found, view.expected(asked)) >= 0.95
+
+
+def test_recall_with_dead_rows_and_old_snapshots(clustered: tuple[View, Float32Array]) -> None:
+    view, queries = clustered
+    rng = np.random.default_rng(3)
+    begin, end = view.begin, view.end
+    try:
+        view.begin = np.sort(rng.integers(1, 1000, size=view.rows))
+        view.end = np.where(rng.random(view.rows) < 0.4, view.begin + 200, INFINITY_TS)
+        for snapshot in (30, 500, 5000):
+            view.snapshot = snapshot
+            for where in (None, {"length": {"$lt": 6000}}, {"topic": 3}):
+                asked = request(queries, 10, where)
+                found, expected = view.answers(run_search(view, asked)), view.expected(asked)
+                assert [len(line) for line in found] == [len(line) for line in expected]
+                assert recall(found, expected) >= 0.95, (snapshot, where)
+    finally:
+        view.begin, view.end, view.snapshot = begin, end, 100
+
+
+def test_a_filter_far_from_the_query_still_yields_k() -> None:
+    rng = np.random.default_rng(2)
+    near = rng.normal(size=(9000, 16)).astype(np.float32)
+    far = (rng.normal(size=(3000, 16)) + 50).astype(np.float32)
+    metadata = [{"far": i >= 9000} for i in range(12_000)]
+    view = View(np.concatenate([near, far]), metadata)
+    asked = request(near[:20], 10, {"far": True})
+    for costs in (Costs(), SCAN_IS_DEAR):
+        found = view.answers(run_search(view, asked, costs=costs))
+        assert all(len(line) == 10 for line in found)
+        assert recall(found, view.expected(asked)) >= 0.95
+        explained = explain_search(view, asked, costs=costs)
+        assert explained["matching"] == 3000 and explained["queries"] == 20
+    assert explained["plan"] == "hnsw_overfetch" and explained["queries_repaired"] == 20
+
+
+def test_fresh_rows_are_found_at_once() -> None:
+    rng = np.random.default_rng(4)
+    vectors = rng.normal(size=(6000, 16)).astype(np.float32)
+    view = View(vectors, [{"n": i} for i in range(6000)], indexed=5000)
+    queries = vectors[5500:5520]
+    found = view.answers(run_search(view, request(queries, 1)))
+    assert [line[0][1] for line in found] == [view.ids[row] for row in range(5500, 5520)]
+    found = view.answers(run_search(view, request(queries, 1, {"n": {"$lt": 5510}})))
+    assert [line[0][1] for line in found[:10]] == [view.ids[row] for row in range(5500, 5510)]
+    assert all(line[0][0] > 0 for line in found[10:])
+
+
+def test_the_short_cut_orders_ties_by_id_and_keeps_distances_in_range() -> None:
+    rng = np.random.default_rng(6)
+    vectors = np.repeat(rng.normal(size=(1500, 16)), 4, axis=0).astype(np.float32)
+    for metric in ("l2", "cosine", "ip"):
+        view = View(vectors, [None] * 6000, metric)
+        single = [view.answers(run_search(view, request(vectors[i : i + 1], 4)))[0] for i in range(0, 200, 10)]
+        together = view.answers(run_search(view, request(vectors[0:200:10], 4)))
+        assert single == together
+        for line in together:
+            assert line == sorted(line)
+            assert metric == "ip" or line[0][0] >= 0
+
+
+def test_copies_of_hot_filters_stay_right_while_rows_are_added() -> None:
+    rng = np.random.default_rng(8)
+    vectors = rng.normal(size=(20_000, 24)).astype(np.float32)
+    view = View(vectors, [{"n": i % 10} for i in range(20_000)], indexed=0)
+    view.hnsw = None
+    queries = rng.normal(size=(1, 24)).astype(np.float32)
+    hot = view.hot_filters
+    assert hot is not None
+    for rows in (9000, 9000, 9000, 9500, 9501, 12_000, 20_000, 19_000):
+        view.rows = view.indexed = rows
+        for n in (3, 4):
+            asked = request(queries, 10, {"n": n})
+            assert view.answers(run_search(view, asked)) == view.expected(asked)
+    assert 0 < hot.nbytes <= 4 << 20
