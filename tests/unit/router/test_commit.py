@@ -292,9 +292,7 @@ def test_an_abort_that_cannot_be_made_durable_is_not_told(bench: Workbench) -> N
     bench.run(bench.router.commit([bench.put(ids[1], value=1)]))
     bench.fault = lambda shard, request: LOSE_REQUEST if isinstance(request, AbortTransaction) else None
     with pytest.raises((TimeoutException, ShardUnavailableError), match="unknown"):
-        bench.run(
-            bench.router.commit([bench.put(*ids, expect="absent")], deadline=bench.router.deadline(2.0))
-        )
+        bench.run(bench.router.commit([bench.put(*ids, expect="absent")], deadline=bench.router.deadline(2.0)))
 
 
 def test_a_transaction_that_took_too_long_is_tried_anew(bench: Workbench) -> None:
