@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import logging
 import threading
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 
@@ -187,7 +188,10 @@ class ShardHost:
     def _open(self) -> Shard:
         # A new latch for each incarnation: nobody can still hold the old one, because the door is ours or the host new.
         self._latch = ReadWriteLatch()
-        return Shard.open(self._disk, self.shard_id, self._clock.now_ms(), self._config, self._latch)
+        now_ms = self._clock.now_ms()
+        return Shard.open(
+            self._disk, self.shard_id, now_ms, self._config, self._latch, stopwatch=time.perf_counter
+        )
 
     @contextmanager
     def _inside(self) -> Iterator[None]:

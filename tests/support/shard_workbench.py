@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import time
 import uuid
 from collections.abc import Sequence
 from pathlib import Path
@@ -47,7 +48,7 @@ class Bench:
         self._txn = 0
 
     def _open(self) -> Shard:
-        return Shard.open(OsDisk(self.folder), self.shard_id, self.now_ms, self.config)
+        return Shard.open(OsDisk(self.folder), self.shard_id, self.now_ms, self.config, stopwatch=time.perf_counter)
 
     def crash(self) -> None:
         """Open again from what is on disk, without a checkpoint."""
