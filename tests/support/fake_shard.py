@@ -25,11 +25,53 @@ from vecraft_data_model.errors import (
 from vecraft_data_model.filters import matches, matches_document
 from vecraft_data_model.hlc import INFINITY_TS, HybridLogicalClock
 from vecraft_data_model.messages import (
-    Aborted, AbortTransaction, Acknowledge, Barrier, BarrierReply, Batch, BatchReply, CatalogReply, Checkpoint,
-    CommitOne, Committed, Count, CountReply, CreateCollection, Decide, Delete, Describe, DescribeReply, Done,
-    DropAlias, DropCollection, Finish, Finished, Get, Hits, ListCollections, PinSnapshot, Prepare, Prepared, Put,
-    ReadRequest, Refused, ReleaseSnapshot, Request, Resolve, Response, Rows, RowsReply, Scan, Search, SearchReply,
-    SetAlias, SetEf, Status, StatusReply, Transaction, Undecided,
+    Aborted,
+    AbortTransaction,
+    Acknowledge,
+    Barrier,
+    BarrierReply,
+    Batch,
+    BatchReply,
+    CatalogReply,
+    Checkpoint,
+    CommitOne,
+    Committed,
+    Count,
+    CountReply,
+    CreateCollection,
+    Decide,
+    Delete,
+    Describe,
+    DescribeReply,
+    Done,
+    DropAlias,
+    DropCollection,
+    Finish,
+    Finished,
+    Get,
+    Hits,
+    ListCollections,
+    PinSnapshot,
+    Prepare,
+    Prepared,
+    Put,
+    ReadRequest,
+    Refused,
+    ReleaseSnapshot,
+    Request,
+    Resolve,
+    Response,
+    Rows,
+    RowsReply,
+    Scan,
+    Search,
+    SearchReply,
+    SetAlias,
+    SetEf,
+    Status,
+    StatusReply,
+    Transaction,
+    Undecided,
 )  # fmt: skip
 from vecraft_data_model.payload import decode_payload
 from vecraft_data_model.schema import CollectionSchema
@@ -212,12 +254,14 @@ class FakeShard:
 
     def _admit(self, txn: Transaction) -> Rows:
         """Raise what stands against a transaction; return what it would replace."""
+        names = {m.schema.name for h in self.held.values() for m in h.txn.mutations if isinstance(m, CreateCollection)}
+        if any(isinstance(mutation, Put | Delete) and mutation.collection in names for mutation in txn.mutations):
+            raise WriteConflictException("what the name means is about to change", locked=True)
         keys, reads = self._keys(txn), [(self._name(collection), record_id) for collection, record_id in txn.reads]
         written = {key for held in self.held.values() for key in self._keys(held.txn)}
         read = {(self._name(c), record_id) for held in self.held.values() for c, record_id in held.txn.reads}
         if not (written | read).isdisjoint(keys):
             raise WriteConflictException("a record is locked", locked=True)
-        names = {m.schema.name for h in self.held.values() for m in h.txn.mutations if isinstance(m, CreateCollection)}
         if txn.snapshot is not None:
             self._check_safe(txn.snapshot)
             if any(self._changed(key, txn.snapshot) for key in keys):

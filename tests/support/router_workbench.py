@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import zlib
 from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
@@ -161,9 +162,7 @@ class Workbench:
 
 def vectors_of(ids: Sequence[str]) -> np.ndarray[Any, np.dtype[np.float32]]:
     """Return a vector per id, always the same for the same id: (n, DIM) float32."""
-    return np.array(
-        [np.random.default_rng(sum(map(ord, i)) * 7919 + len(i)).normal(size=DIM) for i in ids], dtype=np.float32
-    )
+    return np.array([np.random.default_rng(zlib.crc32(i.encode())).normal(size=DIM) for i in ids], dtype=np.float32)
 
 
 def fail_times(times: int, what: str | VecraftError, kind: type | None = None, shard: int | None = None) -> Fault:

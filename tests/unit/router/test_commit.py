@@ -19,7 +19,16 @@ from vecraft_data_model.errors import (
     WriteConflictException,
 )
 from vecraft_data_model.messages import (
-    Aborted, AbortTransaction, Acknowledge, CommitOne, Committed, CreateCollection, Decide, Delete, Finish, Prepare,
+    Aborted,
+    AbortTransaction,
+    Acknowledge,
+    CommitOne,
+    Committed,
+    CreateCollection,
+    Decide,
+    Delete,
+    Finish,
+    Prepare,
     SetAlias,
 )  # fmt: skip
 from vecraft_data_model.placement import ClusterMap, initial_map, primary_of
@@ -124,7 +133,7 @@ def test_overload_is_told_at_once(bench: Workbench) -> None:
 
 def test_a_failing_disk_leaves_the_outcome_unknown(bench: Workbench) -> None:
     bench.fault = lambda shard, request: StorageFailureException("fsync failed")
-    with pytest.raises(StorageFailureException, match="fsync failed.*unknown") as caught:
+    with pytest.raises(StorageFailureException, match=r"fsync failed.*unknown") as caught:
         bench.run(bench.router.commit([bench.put("a")]))
     assert caught.value.details["outcome"] == "unknown"
 

@@ -20,8 +20,21 @@ from vecraft_data_model.errors import (
 from vecraft_data_model.filters import parse_where
 from vecraft_data_model.hlc import timestamp
 from vecraft_data_model.messages import (
-    CHOOSE_SNAPSHOT, Barrier, CommitOne, Finish, Get, ListCollections, PinSnapshot, Prepare, Refused, Resolve, Scan,
-    SetEf, Status, StatusReply, Transaction,
+    CHOOSE_SNAPSHOT,
+    Barrier,
+    CommitOne,
+    Finish,
+    Get,
+    ListCollections,
+    PinSnapshot,
+    Prepare,
+    Refused,
+    Resolve,
+    Scan,
+    SetEf,
+    Status,
+    StatusReply,
+    Transaction,
 )  # fmt: skip
 from vecraft_data_model.placement import initial_map
 from vecraft_router import Bounded, ReadOptions
