@@ -12,7 +12,7 @@ out.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 
 import numpy as np
 
@@ -61,9 +61,7 @@ def forget_dropped(state: ShardState, now_ms: int) -> int:
     return len(gone)
 
 
-def compact(
-    state: ShardState, collection: Collection, now_ms: int, slice_ms: float, stopwatch: Callable[[], float]
-) -> Iterator[None]:
+def compact(state: ShardState, collection: Collection, now_ms: int) -> Iterator[None]:
     """Rewrite a collection as its next generation, a slice at a time: advance the iterator when there is time."""
     safe_point = raise_safe_point(state, now_ms)
     with state.latch.writer():
@@ -82,7 +80,7 @@ def compact(
     for first in range(0, len(kept), _COPY_ROWS):
         _copy(collection, target, kept[first : first + _COPY_ROWS])
         yield
-    while target.index_slice(slice_ms, stopwatch):
+    while target.index_slice(state.config.index_slice_ms, state.stopwatch):
         yield
     with state.latch.writer(), state.latch.exclusive():
         state.shadows.remove(target)

@@ -13,8 +13,7 @@ Work that other shards have to hear of does not happen here either: ``outgoing``
 from __future__ import annotations
 
 import secrets
-import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 
 from vecraft_data_model.errors import (
@@ -48,13 +47,11 @@ from vecraft_data_model.messages import (
     Response,
     SetEf,
     Status,
-    StatusReply,
     Undecided,
 )
 from vecraft_data_model.ports import Disk, Latch
 from vecraft_data_model.validation import check_ef
-from vecraft_shard.checkpoint import Checkpointer
-from vecraft_shard.compaction import compact, forget_dropped, worth_compacting
+from vecraft_shard.background import Background
 from vecraft_shard.config import ShardConfig
 from vecraft_shard.participant import Participant, WriteGroup
 from vecraft_shard.planner import costs_of_this_machine
@@ -62,7 +59,7 @@ from vecraft_shard.reads import Reader
 from vecraft_shard.records import RecordType, encode_timestamp
 from vecraft_shard.recovery import recover
 from vecraft_shard.state import ShardState
-from vecraft_shard.tuning import tune, worth_tuning
+from vecraft_shard.status import status_of
 
 WRITES = (CommitOne, Prepare, Decide, AbortTransaction, Resolve, Finish, Acknowledge)
 """Requests that may append to the log."""
@@ -84,16 +81,11 @@ class NoLatch:
 class Shard:
     """One shard; made by :meth:`open`."""
 
-    def __init__(self, state: ShardState, stopwatch: Callable[[], float]) -> None:
+    def __init__(self, state: ShardState) -> None:
         self._state = state
-        self._stopwatch = stopwatch
         self._participant = Participant(state)
-        self._reader = Reader(state, self._raise_ceiling, costs_of_this_machine(stopwatch))
-        self._checkpointer = Checkpointer(state)
-        # Background work and explicit checkpoints may come from two threads, and must not meet.
-        self._maintenance = threading.RLock()
-        self._compaction: Iterator[None] | None = None
-        self._tuning: Iterator[None] | None = None
+        self._reader = Reader(state, self._raise_ceiling, costs_of_this_machine(state.stopwatch))
+        self._background = Background(state)
         self._last_read_ms = 0
         self._asked: dict[tuple[str, int], int] = {}
         self._failure: VecraftError | None = None
@@ -127,8 +119,8 @@ class Shard:
         """
         if salt is None:
             salt = secrets.randbits(64)
-        state = recover(disk, shard_id, now_ms, config or ShardConfig(), latch or NoLatch(), salt)
-        return cls(state, stopwatch)
+        state = recover(disk, shard_id, now_ms, config or ShardConfig(), latch or NoLatch(), stopwatch, salt)
+        return cls(state)
 
     @property
     def clock_last(self) -> int:
@@ -192,7 +184,6 @@ class Shard:
 
     def _flush(self, group: WriteGroup, answers: list[Response], now_ms: int) -> None:
         """Finish the group; if the log fails, the outcome of what waited for it is unknown."""
-        started = self._stopwatch()
         try:
             group.flush(now_ms)
         except StorageFailureException as error:
@@ -200,7 +191,6 @@ class Shard:
             for i, answer in enumerate(answers):
                 if answer is _UNANSWERED:
                     answers[i] = Refused(error)
-        self._state.sync_seconds += self._stopwatch() - started
 
     def _guarded(self, request: Request, now_ms: int, clock: int = 0, map_epoch: int = 0) -> Response:
         try:
@@ -251,7 +241,7 @@ class Shard:
             case Checkpoint():
                 self.checkpoint(now_ms, compact_first=request.compact, index_first=request.index)
             case Status():
-                return self._status(now_ms)
+                return status_of(state, now_ms, self._background.checkpoints, failed=self._failure is not None)
             case _:
                 raise InvalidDataException(f"a shard does not answer {type(request).__name__}")
         return Done()
@@ -265,7 +255,7 @@ class Shard:
     # ---------------------------------------------------------------------------------------- background
 
     def maintain(self, now_ms: int, budget_ms: float) -> bool:
-        """Do background work for about ``budget_ms``: ceiling, stuck transactions, indexing, checkpoint, compaction.
+        """Do background work for about ``budget_ms``: ceiling, stuck transactions, and what :mod:`background` does.
 
         Returns:
             Whether there is more to do at once.
@@ -273,22 +263,13 @@ class Shard:
         Raises:
             StorageFailureException: The disk failed; nothing is lost.
         """
-        with self._maintenance:
-            return self._maintain(now_ms, budget_ms)
-
-    def _maintain(self, now_ms: int, budget_ms: float) -> bool:
         state = self._state
         if self._failure is not None:
             return False
-        deadline = self._stopwatch() + budget_ms / 1000
         if now_ms - self._last_read_ms < state.config.ceiling_ms and state.timeline.ceiling_is_near(now_ms):
             self._raise_ceiling(0, now_ms)
         self._abort_abandoned(now_ms)
-        if forget_dropped(state, now_ms) or self._checkpointer.is_due(now_ms):
-            self._checkpointer.run(now_ms)
-        more = self._index(deadline)
-        more = self._compact(now_ms, deadline) or more
-        return self._tune(deadline) or more
+        return self._background.work(now_ms, budget_ms)
 
     def checkpoint(self, now_ms: int, *, compact_first: bool = False, index_first: bool = False) -> None:
         """Make a checkpoint now, optionally with everything compacted and indexed first.
@@ -296,65 +277,7 @@ class Shard:
         Raises:
             StorageFailureException: The disk failed; nothing is lost.
         """
-        with self._maintenance:
-            self._checkpoint(now_ms, compact_first, index_first)
-
-    def _checkpoint(self, now_ms: int, compact_first: bool, index_first: bool) -> None:
-        state = self._state
-        if compact_first:
-            while self._compaction is not None:
-                self._advance_compaction(self._compaction, now_ms)
-            for collection in list(state.collections.values()):
-                if collection.dead_rows:
-                    for _ in compact(state, collection, now_ms, state.config.index_slice_ms, self._stopwatch):
-                        pass
-        if index_first:
-            while self._index(float("inf")):
-                pass
-        self._checkpointer.run(now_ms, final=index_first)
-
-    def _index(self, deadline: float) -> bool:
-        state, more = self._state, False
-        for collection in list(state.collections.values()):
-            while collection.tail_rows:
-                if self._stopwatch() >= deadline:
-                    more = True
-                    break
-                with state.latch.exclusive():
-                    collection.index_slice(state.config.index_slice_ms, self._stopwatch)
-        return more
-
-    def _compact(self, now_ms: int, deadline: float) -> bool:
-        state = self._state
-        if self._compaction is None:
-            worthy = next((c for c in list(state.collections.values()) if worth_compacting(state, c, now_ms)), None)
-            if worthy is None:
-                return False
-            self._compaction = compact(state, worthy, now_ms, state.config.index_slice_ms, self._stopwatch)
-        while self._compaction is not None and self._stopwatch() < deadline:
-            self._advance_compaction(self._compaction, now_ms)
-        return self._compaction is not None
-
-    def _tune(self, deadline: float) -> bool:
-        if self._tuning is None:
-            worthy = next((c for c in list(self._state.collections.values()) if worth_tuning(c)), None)
-            if worthy is None:
-                return False
-            self._tuning = tune(self._state, worthy)
-        while self._tuning is not None and self._stopwatch() < deadline:
-            if next(self._tuning, _FINISHED) is _FINISHED:
-                self._tuning = None
-        return self._tuning is not None
-
-    def _advance_compaction(self, compaction: Iterator[None], now_ms: int) -> None:
-        try:
-            next(compaction)
-        except StopIteration:
-            self._compaction = None
-            self._checkpointer.run(now_ms)
-        except BaseException:
-            self._compaction = None
-            raise
+        self._background.checkpoint(now_ms, compact_first=compact_first, index_first=index_first)
 
     def _raise_ceiling(self, snapshot: int, now_ms: int) -> None:
         """Make a ceiling durable that is above ``snapshot`` and the clock."""
@@ -426,8 +349,7 @@ class Shard:
             if self._failure is None:
                 # Nothing is served or issued any more, so the next start need not begin ahead of the wall clock.
                 self._state.timeline.ceiling = self._state.timeline.clock.last
-                with self._maintenance:
-                    self._checkpointer.run(now_ms, final=True)
+                self._background.checkpoint(now_ms, final=True)
         finally:
             self.abandon()
 
@@ -439,40 +361,4 @@ class Shard:
             collection.close()
         self._state.locations.close()
 
-    # -------------------------------------------------------------------------------------------- figures
-
-    def _status(self, now_ms: int) -> StatusReply:
-        state = self._state
-        collections = list(state.collections.values())
-        oldest = min((p.since_ms for p in list(state.prepared.values())), default=now_ms)
-        names = {entry.collection_id: entry.schema.name for entry in state.catalog.current()}
-        return StatusReply(
-            state.shard_id,
-            state.epoch,
-            state.wal.next_lsn - 1,
-            {
-                "wal_bytes": state.wal.size_bytes,
-                "wal_syncs_total": state.syncs,
-                "wal_fsync_seconds_total": state.sync_seconds,
-                "write_batches_total": state.batches,
-                "write_requests_total": state.requests,
-                "tail_rows": sum(c.tail_rows for c in collections),
-                "index_rows": sum(c.indexed for c in collections),
-                "dead_rows": sum(c.dead_rows for c in collections),
-                "prepared_transactions": len(state.prepared),
-                "prepared_oldest_seconds": (now_ms - oldest) / 1000,
-                "unacknowledged_transactions": len(state.unacknowledged),
-                "conflicts_total": state.conflicts,
-                "aborts_total": state.aborts,
-                "recoveries_total": state.recoveries,
-                "checkpoints_total": self._checkpointer.count,
-                "checkpoint_age_seconds": max(0, now_ms - state.checkpoint_ms) / 1000 if state.checkpoint_ms else 0,
-                "clock_ahead_seconds": max(0, (state.timeline.clock.last >> 16) - now_ms) / 1000,
-                "failed": 0 if self._failure is None else 1,
-            },
-            {names[c.collection_id]: c.versions.alive for c in collections if c.collection_id in names},
-        )
-
-
 _UNANSWERED: Response = Undecided([])
-_FINISHED = object()

@@ -11,6 +11,8 @@ so because replaying only ever writes to the store files what stood there before
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from vecraft_data_model.errors import CorruptionError
 from vecraft_data_model.hlc import HybridLogicalClock
 from vecraft_data_model.ports import Disk, Latch
@@ -54,7 +56,13 @@ def raise_epoch(disk: Disk) -> int:
 
 
 def recover(
-    disk: Disk, shard_id: int, now_ms: int, config: ShardConfig, latch: Latch, salt: int
+    disk: Disk,
+    shard_id: int,
+    now_ms: int,
+    config: ShardConfig,
+    latch: Latch,
+    stopwatch: Callable[[], float],
+    salt: int,
 ) -> ShardState:
     """Return the state of a shard as its last owner left it, or a new one.
 
@@ -83,7 +91,7 @@ def recover(
         for collection_id, collection in collections.items():
             collection.altered_ef = latest[collection_id].ef
         state = ShardState(
-            shard_id, epoch, config, disk, latch, locations, wal, timeline, catalog, collections
+            shard_id, epoch, config, disk, latch, locations, wal, timeline, catalog, collections, stopwatch
         )
         state.next_ordinal = locations.meta("next_ordinal", 1)
         state.checkpoint_ms = locations.meta("checkpoint_ms", 0)

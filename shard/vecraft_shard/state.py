@@ -6,7 +6,7 @@ after the fsync, with the latch held exclusively.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 from vecraft_data_model.messages import Rows
@@ -37,6 +37,7 @@ class ShardState:
     """The state of one shard.
 
     Attributes:
+        stopwatch: Seconds, for figures and for sizing slices; nothing is decided by it.
         outcomes: Decided since the last checkpoint; older ones are in ``locations``.
         checkpoint_ms: When that checkpoint was, for telling which ids it can know.
         retired: Collections, or generations of them, that the next checkpoint removes.
@@ -54,6 +55,7 @@ class ShardState:
     timeline: Timeline
     catalog: Catalog
     collections: dict[str, Collection]
+    stopwatch: Callable[[], float]
     locks: Locks = field(default_factory=Locks)
     prepared: dict[str, PreparedTransaction] = field(default_factory=dict)
     outcomes: dict[str, Outcome] = field(default_factory=dict)
@@ -83,7 +85,9 @@ class ShardState:
         """Write records as one frame and make them durable (as far as ``durability`` asks)."""
         self.wal.append(records)
         if self.config.durability == "fsync":
+            started = self.stopwatch()
             self.wal.sync()
+            self.sync_seconds += self.stopwatch() - started
             self.syncs += 1
 
     def append_lazily(self, record_type: RecordType, pieces: Sequence[bytes | memoryview]) -> None:

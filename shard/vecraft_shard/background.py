@@ -1,0 +1,125 @@
+"""What a shard does when nobody waits for it: indexing, checkpoints, compaction, measuring recall.
+
+Each kind of work goes in slices, so that one slow kind does not hold up the others: :meth:`Background.work` is called
+again and again with a budget. Indexing comes first, since the tail is what makes searches slower; a checkpoint is not
+sliced, but keeps writers out only for its cut.
+
+Background work and an explicit checkpoint may come from two threads; they take turns here. Requests go on meanwhile.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator
+
+from vecraft_shard.checkpoint import Checkpointer
+from vecraft_shard.compaction import compact, forget_dropped, worth_compacting
+from vecraft_shard.state import ShardState
+from vecraft_shard.tuning import tune, worth_tuning
+
+_FINISHED = object()
+
+
+class Background:
+    """The background work of one shard.
+
+    Args:
+        state: What to work on.
+    """
+
+    def __init__(self, state: ShardState) -> None:
+        self._state = state
+        self._stopwatch = state.stopwatch
+        self._checkpointer = Checkpointer(state)
+        self._turn = threading.RLock()
+        self._compaction: Iterator[None] | None = None
+        self._tuning: Iterator[None] | None = None
+
+    @property
+    def checkpoints(self) -> int:
+        """How many checkpoints were made."""
+        return self._checkpointer.count
+
+    def work(self, now_ms: int, budget_ms: float) -> bool:
+        """Work for about ``budget_ms``. Returns whether there is more to do at once.
+
+        Raises:
+            StorageFailureException: The disk failed; nothing is lost.
+        """
+        with self._turn:
+            deadline = self._stopwatch() + budget_ms / 1000
+            if forget_dropped(self._state, now_ms) or self._checkpointer.is_due(now_ms):
+                self._checkpointer.run(now_ms)
+            more = self._index(deadline)
+            more = self._compact(now_ms, deadline) or more
+            return self._tune(deadline) or more
+
+    def checkpoint(
+        self, now_ms: int, *, compact_first: bool = False, index_first: bool = False, final: bool = False
+    ) -> None:
+        """Make a checkpoint now.
+
+        Args:
+            now_ms: Physical time.
+            compact_first: Give back the space of dead rows first.
+            index_first: Index the tail first, and save all graphs.
+            final: Save all graphs.
+
+        Raises:
+            StorageFailureException: The disk failed; nothing is lost.
+        """
+        with self._turn:
+            state = self._state
+            if compact_first:
+                while self._compaction is not None:
+                    self._advance_compaction(self._compaction, now_ms)
+                for collection in list(state.collections.values()):
+                    if collection.dead_rows:
+                        for _ in compact(state, collection, now_ms):
+                            pass
+            while index_first and self._index(float("inf")):
+                pass
+            self._checkpointer.run(now_ms, final=final or index_first)
+
+    def _index(self, deadline: float) -> bool:
+        state, more = self._state, False
+        for collection in list(state.collections.values()):
+            while collection.tail_rows:
+                if self._stopwatch() >= deadline:
+                    more = True
+                    break
+                with state.latch.exclusive():
+                    collection.index_slice(state.config.index_slice_ms, self._stopwatch)
+        return more
+
+    def _compact(self, now_ms: int, deadline: float) -> bool:
+        state = self._state
+        if self._compaction is None:
+            worthy = next((c for c in state.collections.values() if worth_compacting(state, c, now_ms)), None)
+            if worthy is None:
+                return False
+            self._compaction = compact(state, worthy, now_ms)
+        while self._compaction is not None and self._stopwatch() < deadline:
+            self._advance_compaction(self._compaction, now_ms)
+        return self._compaction is not None
+
+    def _advance_compaction(self, compaction: Iterator[None], now_ms: int) -> None:
+        try:
+            if next(compaction, _FINISHED) is not _FINISHED:
+                return
+        except BaseException:
+            self._compaction = None
+            raise
+        self._compaction = None
+        self._checkpointer.run(now_ms)
+
+    def _tune(self, deadline: float) -> bool:
+        if self._tuning is None:
+            worthy = next((c for c in list(self._state.collections.values()) if worth_tuning(c)), None)
+            if worthy is None:
+                return False
+            self._tuning = tune(self._state, worthy)
+        while self._tuning is not None and self._stopwatch() < deadline:
+            if next(self._tuning, _FINISHED) is _FINISHED:
+                self._tuning = None
+        return self._tuning is not None
