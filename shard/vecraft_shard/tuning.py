@@ -56,7 +56,9 @@ def tune(state: ShardState, collection: Collection) -> Iterator[None]:
         both = np.concatenate([best, distances(schema.metric, block, queries)], axis=1)
         best = np.partition(both, _K - 1, axis=1)[:, :_K]
         yield
-    kth = best.max(axis=1) * (1 + 1e-5) + 1e-6
+    # The two sides round differently: by a share of what was added up, not of what was left.
+    kth = best.max(axis=1)
+    kth += 1e-5 * (np.abs(kth) + np.einsum("ij,ij->i", queries, queries))
     for depth in DEPTHS:
         recall = _recall(state, collection, queries, kth, depth)
         if recall >= schema.target_recall or depth == DEPTHS[-1]:
