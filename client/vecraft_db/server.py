@@ -19,12 +19,15 @@ import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from types import FrameType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from vecraft_data_model.errors import InvalidDataException, VecraftError
 from vecraft_db.client.engine import Engine, open_engine
 from vecraft_db.config import DEFAULT_ROOT, Settings
 from vecraft_db.json_logs import log_as_json
+
+if TYPE_CHECKING:
+    from vecraft_router.gateway.door import Limits
 
 logger = logging.getLogger("vecraft.server")
 
@@ -151,8 +154,14 @@ def _serve(engine: Engine, settings: Settings, keys: Sequence[str], listener: so
         server.run(sockets=[listener])
 
 
-def gateway_app(engine: Engine, settings: Settings, keys: Sequence[str] = ()) -> Any:
+def gateway_app(engine: Engine, settings: Settings, keys: Sequence[str] = (), limits: Limits | None = None) -> Any:
     """Return the gateway in front of a client's engine, as an ASGI application.
+
+    Args:
+        engine: The database.
+        settings: ``timeout`` and ``max_body_bytes``.
+        keys: Who may call.
+        limits: Instead of those of the settings.
 
     Raises:
         InvalidDataException: An API key that no header could carry.
@@ -167,7 +176,7 @@ def gateway_app(engine: Engine, settings: Settings, keys: Sequence[str] = ()) ->
     return create_app(
         GatewayEngine(engine.router, runner, WallClock(), engine.tokens),
         api_keys=keys,
-        limits=Limits(body_bytes_max=settings.max_body_bytes, timeout_s=settings.timeout),
+        limits=limits or Limits(body_bytes_max=settings.max_body_bytes, timeout_s=settings.timeout),
         plotter=render_tsne,
     )
 

@@ -12,16 +12,17 @@ from typing import Any
 from vecraft_db.client.engine import open_engine
 from vecraft_db.config import Settings
 from vecraft_db.server import gateway_app
+from vecraft_router.gateway.door import Limits
 from vecraft_router.gateway.protocol import GatewayServer, make_server
 
 
 @contextmanager
-def serving(keys: Sequence[str] = (), **settings: Any) -> Iterator[str]:
+def serving(keys: Sequence[str] = (), limits: Limits | None = None, **settings: Any) -> Iterator[str]:
     """Open a database (by default one in memory), serve it, yield the URL, and stop both."""
     loaded = Settings.load({}, **{"root": ":memory:"} | settings)
     engine = open_engine(loaded)
     try:
-        with serving_app(gateway_app(engine, loaded, keys)) as url:
+        with serving_app(gateway_app(engine, loaded, keys, limits)) as url:
             yield url
     finally:
         engine.close()

@@ -3,7 +3,7 @@
 Refused here, before anything is looked at: compressed bodies (a megabyte may unfold to a gigabyte), bodies above the
 limit (by their declared length at once, otherwise as soon as they pass it), bodies that stop arriving, other media
 types than JSON, invalid UTF-8, bytes after the end, duplicate keys (two readers of one message may disagree on which
-counts), ``NaN`` and ``Infinity``, nesting beyond the interpreter's stack. Integers of any size stay integers: msgspec
+counts), ``NaN`` and ``Infinity``, nesting beyond the interpreter's stack, more brackets than any honest batch has. Integers of any size stay integers: msgspec
 would turn 2**64 into a float, hence :mod:`json`.
 
 What a value means is not decided here: the model room's validators do that, so that REST says what Python says.
@@ -13,7 +13,9 @@ from __future__ import annotations
 
 import asyncio
 import json
-from typing import Any, NoReturn, TypeVar
+import re
+from collections.abc import Iterator, Sequence
+from typing import Any, NoReturn, TypeVar, get_args
 
 import msgspec
 from starlette.requests import ClientDisconnect, Request
@@ -23,6 +25,9 @@ from vecraft_data_model.errors import InvalidDataException
 from vecraft_router.gateway.problems import Problem
 
 T = TypeVar("T")
+
+CONTAINERS_MAX = 4_000_000
+"""Arrays and objects in one body (a bracket in a string counts too): ``[[],[],…`` takes twenty times its size in memory."""
 
 
 class BodyBudget:
@@ -89,7 +94,6 @@ async def read_body(
             408,
             "request_timeout",
             f"the body did not arrive within {timeout_s:g} s ({size} bytes came)",
-            {"Connection": "close"},
         ) from None
     except BaseException:
         budget.give_back(size)
@@ -101,7 +105,6 @@ def _too_large(max_bytes: int) -> NoReturn:
         413,
         "too_large",
         f"the body is larger than the {max_bytes} bytes that are accepted",
-        {"Connection": "close"},
     )
 
 
@@ -111,6 +114,8 @@ def parse_json(body: bytes) -> Any:
     Raises:
         Problem: 422, saying where and what is wrong.
     """
+    if body.count(b"[") + body.count(b"{") > CONTAINERS_MAX:
+        raise Problem(413, "too_large", f"the body holds more than {CONTAINERS_MAX} arrays and objects")
     try:
         text = body.decode("utf-8")
     except UnicodeDecodeError as error:
@@ -174,8 +179,27 @@ def convert(data: Any, shape: type[T]) -> T:
     try:
         return msgspec.convert(data, shape)
     except msgspec.ValidationError as error:
-        names = ", ".join(getattr(shape, "__struct_encode_fields__", ()))
+        names = ", ".join(_keys_at(shape, str(error)))
         raise InvalidDataException(f"request body: {error}; accepted keys are {names}") from None
+
+
+def _keys_at(shape: type[Any], message: str) -> Sequence[str]:
+    """Return the keys of the object that a message of msgspec points at (``… - at `$.query` ``)."""
+    _, _, path = message.partition("at `$")
+    for name in re.findall(r"\w+", path):
+        for field in msgspec.structs.fields(shape):
+            if field.encode_name == name:
+                inside = [kind for kind in _structs_in(field.type) if issubclass(kind, msgspec.Struct)]
+                shape = inside[0] if inside else shape
+    return [field.encode_name for field in msgspec.structs.fields(shape)]
+
+
+def _structs_in(annotation: Any) -> Iterator[type[Any]]:
+    """Yield the classes that an annotation mentions."""
+    if isinstance(annotation, type) and not get_args(annotation):
+        yield annotation
+    for part in get_args(annotation):
+        yield from _structs_in(part)
 
 
 def _kind(value: Any) -> str:

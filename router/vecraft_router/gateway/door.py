@@ -43,7 +43,7 @@ class Limits(msgspec.Struct, frozen=True):
     """
 
     body_bytes_max: int = 64 << 20
-    body_bytes_held_max: int = 512 << 20
+    body_bytes_held_max: int = 256 << 20
     body_timeout_s: float = 30.0
     timeout_s: float = 10.0
     timeout_s_max: float = 3600.0
@@ -67,6 +67,7 @@ class Door:
         self._keys = keys
         self._metrics = metrics
         self._budget = BodyBudget(limits.body_bytes_held_max)
+        metrics.body_bytes.set_function(lambda: self._budget.held)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve one request."""
@@ -78,6 +79,7 @@ class Door:
         metrics.in_flight.inc()
         status = 500
         started = False
+        unread = False
         request_id = ""
 
         async def send_on(message: Message) -> None:
@@ -86,12 +88,16 @@ class Door:
                 started = True
                 status = message["status"]
                 message["headers"].append((b"x-request-id", request_id.encode("latin-1")))
+                if unread:
+                    # Else the rest of the body could go on arriving, at any pace, with nobody's clock on it.
+                    message["headers"].append((b"connection", b"close"))
             await send(message)
 
         body = b""
         try:
             headers: dict[bytes, bytes] = dict(scope["headers"])
             request_id = _request_id(headers.get(b"x-request-id"))
+            unread = b"transfer-encoding" in headers or headers.get(b"content-length", b"0") != b"0"
             try:
                 if len(headers) != len(scope["headers"]):
                     _refuse_doubles(scope["headers"])
@@ -99,7 +105,7 @@ class Door:
                 self._keys.check(scope["path"], headers)
                 limits = self._limits
                 body = await read_body(receive, headers, limits.body_bytes_max, limits.body_timeout_s, self._budget)
-                metrics.body_bytes.set(self._budget.held)
+                unread = False
                 scope["vecraft.body"] = body
                 scope["vecraft.began"] = began
                 scope["vecraft.request_id"] = request_id
