@@ -9,8 +9,8 @@ Three plans, of which all are right and one is fastest:
     Walk the graph, ``ef`` deep. Only where every row counts.
 ``hnsw_overfetch``
     Walk it deeper than ``ef`` and keep the candidates that match and are visible. Queries that find too few are scanned
-    after all, so what this costs depends on how often that happens: on how the filter is correlated with nearness, which
-    only experience with that filter tells (*shortfall*).
+    after all, so what this costs depends on how often that happens: on how the filter is correlated with nearness,
+    which only experience with that filter tells (*shortfall*).
 
 The unit of cost is the microsecond on the machine the default :class:`Costs` were measured on. Only ratios matter, and
 those differ little between machines; :func:`calibrated` measures them where the shard runs, with a stopwatch handed in.
@@ -29,7 +29,7 @@ import numpy as np
 PlanKind = Literal["exact", "hnsw", "hnsw_overfetch"]
 
 _DEPTH_MARGIN: Final = 1.25
-"""A filtered search goes deeper by this: the matching part of a candidate list has a little less recall than the list."""
+"""A filtered search goes deeper by this: the matching part of a candidate list has a little less recall than all."""
 _SPARE_MATCHES: Final = 2.5
 """Depth is chosen so that about so many times ``k`` candidates match."""
 _BATCH_FROM: Final = 4

@@ -2,17 +2,17 @@
 
 1. *Filter.* ``view.matching`` turns the filters into a set of rows.
 2. *Plan.* :mod:`vecraft_shard.planner` picks a scan, or the graph, by estimated cost.
-3. *Find.* By the plan ``exact``: scan what matches and is visible, fresh rows and settled ones alike. Else walk the graph
-   for the settled rows, drop the candidates that do not match or that the snapshot does not see, and scan the fresh
-   rows, the tail.
+3. *Find.* By the plan ``exact``: scan what matches and is visible, fresh rows and settled ones alike. Else walk the
+   graph for the settled rows, drop the candidates that do not match or that the snapshot does not see, and scan the
+   fresh rows, the tail.
 4. *Repair.* A query that has fewer than ``k`` then (a filter that lies far from it, many dead rows around it) is asked
    again deeper, or scanned, whichever is cheaper. So there are always k answers whenever k rows match.
 5. *Merge*, nearest first, ties by record id.
 
 ``exact=True`` scans whatever it costs. Nothing here reads payloads or knows of other shards.
 
-A search of everything, where the snapshot sees all rows and none is fresh, takes a short cut that adds a few microseconds to
-the graph's own time.
+A search of everything, where the snapshot sees all rows and none is fresh, takes a short cut that adds a few
+microseconds to the graph's own time.
 """
 
 from __future__ import annotations
@@ -89,7 +89,7 @@ def run_search(view: SearchView, request: Search, threads: int = 1, costs: Costs
         costs: Of this machine.
 
     Returns:
-        Rows (int64) and distances (float32) per query, nearest first, ties by record id: ``k`` of them, or all there are.
+        Rows (int64) and distances (float32) per query, nearest first, ties by record id: ``k``, or all there are.
     """
     if (
         view.all_visible
@@ -258,7 +258,8 @@ class _Execution:
             nearest(rows, distances, self.k, self.view.ids)
             for rows, distances in (settled if tail is None else map(_joined, settled, tail))
         ]
-        # Whether a query found enough is judged by the graph's part alone: the tail's says nothing about what it missed.
+        # Whether a query found enough is judged by the graph's part alone: the tail's says nothing about what it
+        # missed.
         short = [i for i, (rows, _) in enumerate(settled) if len(rows) < self.k]
         if self.hot is not None:
             self.hot.learn(len(queries), len(short))
@@ -279,8 +280,7 @@ class _Execution:
             settled, tail = self._candidates(asked, depth), self._scan_tail(asked)
             left = []
             for i, place in enumerate(short):
-                rows, distances = settled[i]
-                if len(rows) < self.k:
+                if len(settled[i][0]) < self.k:
                     left.append(place)
                 else:
                     both = settled[i] if tail is None else _joined(settled[i], tail[i])

@@ -7,16 +7,19 @@ Texts of *settled* rows (those in the last checkpoint) are in two FTS5 tables, w
 
 Tokenizing is not left to SQLite, whose Unicode tables are others than Python's: words go in as ASCII (non-ASCII ones as
 ``_`` and hexadecimal UTF-8, which no word looks like). Trigrams are made by SQLite; it stops at NUL, which is replaced
-before, in texts and in what is searched for. Query strings are made of quoted tokens only, so text never becomes syntax.
+before, in texts and in what is searched for. Query strings are made of quoted tokens only, so text never becomes
+syntax.
 
 Texts of rows after those, and any text when a substring is shorter than three characters, are read and looked at. What
-was found is kept per condition with the number of rows it holds for: rows never change, so only later rows are looked at
-the next time.
+was found is kept per condition with the number of rows it holds for: rows never change, so only later rows are looked
+at the next time.
 
-The answer equals :func:`vecraft_data_model.filters.matches_document` row by row; a row without a document counts as one.
-JSON documents are in a :class:`~vecraft_shard.indexes.metadata.MetadataIndex`, saved in segments beside the tables.
+The answer equals :func:`vecraft_data_model.filters.matches_document` row by row; a row without a document counts as
+one. JSON documents are in a :class:`~vecraft_shard.indexes.metadata.MetadataIndex`, saved in segments beside the
+tables.
 
-``add``, ``restore``, ``settle`` and ``create_tables`` need the index to themselves; ``evaluate`` may run in many threads.
+``add``, ``restore``, ``settle`` and ``create_tables`` need the index to themselves; ``evaluate`` may run in many
+threads.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """What searches learn about filters that are used again and again.
 
-For each recent filter: how often walking the graph found too few matching rows, and, if scanning them is worth it and the
-budget allows, a copy of the matching rows' vectors in one place, which makes the scan several times faster. Rows never
-change, so a copy stays right; when later rows match as well, it grows.
+For each recent filter: how often walking the graph found too few matching rows, and, if scanning them is worth it and
+the budget allows, a copy of the matching rows' vectors in one place, which makes the scan several times faster. Rows
+never change, so a copy stays right; when later rows match as well, it grows.
 
 Nothing here changes an answer. One object belongs to one collection's rows: renumbering them starts a new one.
 """
@@ -82,7 +82,9 @@ class HotFilters:
         hot.uses += 1
         return hot
 
-    def vectors(self, hot: HotFilter, matching: RowSet, column: VectorSource, rows: int, dim: int) -> Float32Array | None:
+    def vectors(
+        self, hot: HotFilter, matching: RowSet, column: VectorSource, rows: int, dim: int
+    ) -> Float32Array | None:
         """Return the vectors of the matching rows in one place, copied now if that is worth it, or None.
 
         Args:

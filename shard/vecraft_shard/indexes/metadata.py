@@ -1,9 +1,9 @@
-"""Which rows match a ``where``: an inverted index over the fields of JSON objects, used for metadata and JSON documents.
+"""Which rows match a ``where``: an inverted index over the fields of metadata, or of JSON documents.
 
 Each field, nested ones by their dotted name, has two :class:`~vecraft_shard.indexes.postings.Postings`: of its values,
-and of the elements of its lists (for ``$contains``). A filter is a tree of set operations over what those answer, and the
-answer equals :func:`vecraft_data_model.filters.matches` row by row; a row without metadata, or one that was forgotten,
-counts as having no fields.
+and of the elements of its lists (for ``$contains``). A filter is a tree of set operations over what those answer, and
+the answer equals :func:`vecraft_data_model.filters.matches` row by row; a row without metadata, or one that was
+forgotten, counts as having no fields.
 
 Rows never change, so an answer for the rows below ``n`` stays right until rows are forgotten: recent answers are kept,
 together with whatever forms (mask, bitmap) searches have asked of them, within a budget.
@@ -15,7 +15,8 @@ A segment, as :meth:`MetadataIndex.dump` makes it, numbers little-endian::
     │ 8 bytes  │ u32     │ u32      │ u64    │ u64    │ u64           │ the rest, u64  │                    │
     └──────────┴─────────┴──────────┴────────┴────────┴───────────────┴────────────────┴────────────────────┘
 
-``add``, ``load`` and ``forget`` need the index to themselves; any number of threads may ``evaluate`` meanwhile otherwise.
+``add``, ``load`` and ``forget`` need the index to themselves; any number of threads may ``evaluate`` meanwhile
+otherwise.
 """
 
 from __future__ import annotations

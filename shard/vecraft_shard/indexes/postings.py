@@ -1,8 +1,8 @@
 """The values of one field, column-wise: which rows have which value.
 
-Entries are appended in row order and answered by vectorised passes, which beat one posting list per value on every count
-that matters here: adding costs a few nanoseconds an entry, memory is 8 to 12 bytes an entry, and a million entries are
-searched in well under a millisecond. Two columns, by kind of value::
+Entries are appended in row order and answered by vectorised passes, which beat one posting list per value on every
+count that matters here: adding costs a few nanoseconds an entry, memory is 8 to 12 bytes an entry, and a million
+entries are searched in well under a millisecond. Two columns, by kind of value::
 
     codes     row (uint32) │ code (uint32)      strings, null, booleans, and fingerprints of lists and objects:
                                                 a dictionary gives each distinct value a code
@@ -22,7 +22,7 @@ import math
 import operator
 from collections.abc import Callable, Iterable, Sequence
 from itertools import islice
-from typing import Any, Final, Generic, TypeVar
+from typing import Any, Final
 
 import msgspec
 import numpy as np
@@ -41,6 +41,7 @@ from vecraft_data_model.filters import (
     key_of,
     parse_instant,
 )
+from vecraft_shard.indexes.columns import GrowingArray, RowColumn
 from vecraft_shard.indexes.rowset import BoolArray, RowSet
 
 Code = str | bytes | bool | None
@@ -50,54 +51,10 @@ _EXACT: Final = 2**53
 _INT64_MIN: Final = -(2**63)
 _INT64_MAX: Final = 2**63 - 1
 _NO_INSTANT: Final = _INT64_MIN
-_T = TypeVar("_T", bound=np.generic)
 
 _SIDES: Final[dict[str, Callable[[Any, Any], Any]]] = {
     "gt": operator.gt, "gte": operator.ge, "lt": operator.lt, "lte": operator.le,
 }  # fmt: skip
-
-
-class _Grow(Generic[_T]):
-    """An array that grows at the end, amortised."""
-
-    __slots__ = ("_buffer", "size")
-
-    def __init__(self, dtype: type[_T]) -> None:
-        self._buffer: npt.NDArray[_T] = np.empty(0, dtype)
-        self.size = 0
-
-    def extend(self, values: npt.NDArray[Any]) -> None:
-        last = self.size + len(values)
-        if last > len(self._buffer):
-            grown = np.empty(max(last, len(self._buffer) * 3 // 2, 16), self._buffer.dtype)
-            grown[: self.size] = self._buffer[: self.size]
-            self._buffer = grown
-        self._buffer[self.size : last] = values
-        self.size = last
-
-    @property
-    def array(self) -> npt.NDArray[_T]:
-        return self._buffer[: self.size]
-
-    def keep(self, mask: BoolArray) -> None:
-        self._buffer = self.array[mask]
-        self.size = len(self._buffer)
-
-
-class _RowColumn(_Grow[np.uint32]):
-    """Row numbers, ascending; ``distinct`` as long as none is repeated."""
-
-    __slots__ = ("distinct",)
-
-    def __init__(self) -> None:
-        super().__init__(np.uint32)
-        self.distinct = True
-
-    def extend(self, values: npt.NDArray[Any]) -> None:
-        if self.distinct and len(values):
-            follows = not self.size or self._buffer[self.size - 1] < values[0]
-            self.distinct = bool(follows and (values[1:] > values[:-1]).all())
-        super().extend(values)
 
 
 class _Codes(dict[Code, int]):
@@ -129,13 +86,13 @@ class Postings:
 
     def __init__(self) -> None:
         self._dictionary = _Codes()
-        self._code_rows = _RowColumn()
-        self._codes = _Grow(np.uint32)
-        self._number_rows = _RowColumn()
-        self._numbers = _Grow(np.float64)
-        self._integer_rows = _RowColumn()
-        self._integers = _Grow(np.int64)
-        self._instants = _Grow(np.int64)
+        self._code_rows = RowColumn()
+        self._codes = GrowingArray(np.uint32)
+        self._number_rows = RowColumn()
+        self._numbers = GrowingArray(np.float64)
+        self._integer_rows = RowColumn()
+        self._integers = GrowingArray(np.int64)
+        self._instants = GrowingArray(np.int64)
 
     # ------------------------------------------------------------------------------------------- writing
 
@@ -197,9 +154,9 @@ class Postings:
         if len(used) * 2 < len(self._dictionary):
             values = list(self._dictionary)
             self._dictionary = _Codes((values[code], i) for i, code in enumerate(used.tolist()))
-            self._codes = _Grow(np.uint32)
+            self._codes = GrowingArray(np.uint32)
             self._codes.extend(codes)
-            self._instants = _Grow(np.int64)
+            self._instants = GrowingArray(np.int64)
 
     # ----------------------------------------------------------------------------------------- answering
 
@@ -232,9 +189,7 @@ class Postings:
         found = RowSet.empty()
         floats = [float(v) for v in numbers if not isinstance(v, int) or abs(v) <= _EXACT]
         # A float is never equal to an integer that has no float64, but beyond 2**53 some have one, in either column.
-        for v in numbers:
-            if isinstance(v, int) and abs(v) > _EXACT and float(v) == v:
-                floats.append(float(v))
+        floats += [float(v) for v in numbers if isinstance(v, int) and abs(v) > _EXACT and float(v) == v]
         if floats and self._numbers.size:
             found = found | _to_set(self._number_rows, _is_in(self._numbers.array, np.array(floats)), n_rows)
         if self._integers.size:
@@ -306,7 +261,7 @@ class Postings:
         self._integer_rows.extend(np.frombuffer(portion.integer_rows, "<u4"))
         self._integers.extend(np.frombuffer(portion.integers, "<i8"))
 
-    def _columns(self) -> tuple[tuple[_RowColumn, _Grow[Any]], ...]:
+    def _columns(self) -> tuple[tuple[RowColumn, GrowingArray[Any]], ...]:
         return (
             (self._code_rows, self._codes),
             (self._number_rows, self._numbers),
@@ -321,7 +276,7 @@ def _rows_of(pairs: Sequence[tuple[int, Any]]) -> npt.NDArray[np.uint32]:
     return np.fromiter((row for row, _ in pairs), np.uint32, len(pairs))
 
 
-def _to_set(column: _RowColumn, hit: BoolArray | None, n_rows: int) -> RowSet:
+def _to_set(column: RowColumn, hit: BoolArray | None, n_rows: int) -> RowSet:
     """The rows at which ``hit`` is true (None: everywhere), below ``n_rows``."""
     rows = column.array
     if len(rows) and rows[-1] >= n_rows:
@@ -340,14 +295,15 @@ def _to_set(column: _RowColumn, hit: BoolArray | None, n_rows: int) -> RowSet:
 
 def _any_of(column: npt.NDArray[np.uint32], codes: Sequence[int], distinct: int) -> BoolArray:
     if len(codes) == 1:
-        return column == codes[0]
+        hit: BoolArray = np.equal(column, codes[0])
+        return hit
     table = np.zeros(distinct, np.bool_)
     table[codes] = True
     return table[column]
 
 
 def _is_in(column: npt.NDArray[Any], wanted: npt.NDArray[Any]) -> BoolArray:
-    hit: BoolArray = column == wanted[0] if len(wanted) == 1 else np.isin(column, wanted)
+    hit: BoolArray = np.equal(column, wanted[0]) if len(wanted) == 1 else np.isin(column, wanted)
     return hit
 
 

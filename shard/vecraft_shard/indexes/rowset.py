@@ -1,8 +1,8 @@
 """A set of row numbers, in whichever form is at hand: roaring bitmap, boolean mask, or sorted array.
 
-Filters produce and combine such sets; searches ask them for a mask (is this candidate in?) or for the rows (scan these).
-Each form is made from another when first asked for and kept, so a set that is cached and used by many searches pays
-once. A ``RowSet`` never changes; what it hands out must not be written to.
+Filters produce and combine such sets; searches ask them for a mask (is this candidate in?) or for the rows (scan
+these). Each form is made from another when first asked for and kept, so a set that is cached and used by many searches
+pays once. A ``RowSet`` never changes; what it hands out must not be written to.
 
 Which form an operation works in: two sets of which one has a mask are combined as masks (a vectorised pass over n
 bytes), any others as roaring bitmaps.

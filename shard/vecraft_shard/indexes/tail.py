@@ -2,15 +2,16 @@
 
 Two steps make this both fast and exact:
 
-1. *Candidates.* Distances by matrix product, blockwise, in the expanded form (``|x|² − 2 x·q`` and the like). That form is
-   off by rounding, by no more than ``γ (|x|² + |q|²)`` or so: see :func:`_lower_bounds`. Whatever might be among the k
-   nearest within that error is a candidate; the k-th best upper bound so far, the *limit*, rules out nearly all rows of
-   later blocks by one comparison.
+1. *Candidates.* Distances by matrix product, blockwise, in the expanded form (``|x|² − 2 x·q`` and the like). That form
+   is off by rounding, by no more than ``γ (|x|² + |q|²)`` or so: see :func:`_lower_bounds`. Whatever might be among the
+   k nearest within that error is a candidate; the k-th best upper bound so far, the *limit*, rules out nearly all rows
+   of later blocks by one comparison.
 2. *Distances.* The candidates' vectors are fetched again and their distances computed by
    :func:`~vecraft_data_model.distances.exact_distances`, so that a distance depends on the two vectors only: not on the
    block, the shard or the number of queries. The k smallest win, ties by record id.
 
-A handful of rows skips the first step. Memory is bounded by the block, not by the rows: many queries are taken in groups.
+A handful of rows skips the first step. Memory is bounded by the block, not by the rows: many queries are taken in
+groups.
 
 float16 columns are widened per block. ``norms`` (Euclidean, float32, one per row) spare a pass over the vectors.
 """
@@ -141,7 +142,9 @@ def nearest(rows: Int64Array, distances: Float32Array, k: int, ids: Sequence[str
     return rows[order], distances[order]
 
 
-def _scan_few(source: ScanSource, query: Float32Array, k: int, rows: Int64Array, vectors: npt.NDArray[np.floating]) -> Found:
+def _scan_few(
+    source: ScanSource, query: Float32Array, k: int, rows: Int64Array, vectors: npt.NDArray[np.floating]
+) -> Found:
     if not len(rows):
         return rows, np.empty(0, np.float32)
     distances = exact_distances(source.metric, vectors.astype(np.float32, copy=False), query)
@@ -290,11 +293,11 @@ def _candidates(
 def _lower_bounds(
     metric: str, block: _Block, queries: Float32Array, query_norms: Float32Array, gamma: float
 ) -> tuple[Float32Array, Float32Array]:
-    """Return lower bounds (q, n) of what the distances are up to a constant per query, and the rows' share of the slack.
+    """Return lower bounds (q, n) of the distances, up to a constant per query, and the rows' share of the slack.
 
     A product of float32 vectors computed in any order is off by less than ``dim · ε · |x||q|``, and ``2|x||q| ≤ |x|² +
-    |q|²``, so the error is bounded by a term of the row plus a term of the query. The row's is taken off here; twice it is
-    the slack that :func:`_upper` adds again, with twice the query's.
+    |q|²``, so the error is bounded by a term of the row plus a term of the query. The row's is taken off here; twice it
+    is the slack that :func:`_upper` adds again, with twice the query's.
     """
     vectors, norms = block.vectors, block.norms
     if metric == "cosine" and len(norms) and norms.min() < _TINY_NORM:  # products would underflow

@@ -14,8 +14,9 @@ from vecraft_data_model.filters import matches_document, parse_where_document
 from vecraft_shard.indexes.documents import DocumentIndex
 
 WORDS = (
-    "cat", "Cat", "CATS", "concatenate", "naïve", "NAIVE", "straße", "STRASSE", "ﬁsh", "fish", "中文", "中", "文字", "x", "42",
-    "_63", "_e4b8ad", "e4b8ad", "OR", "AND", "NOT", "NEAR(", '"', "*", "a\0b", "\ufffd", "İstanbul", "😀😀😀", "don't", "--;",
+    "cat", "Cat", "CATS", "concatenate", "naïve", "NAIVE", "straße", "STRASSE", "ﬁsh", "fish", "中文", "中", "文字",
+    "x", "42", "_63", "_e4b8ad", "e4b8ad", "OR", "AND", "NOT", "NEAR(", '"', "*", "a\0b", "\ufffd", "İstanbul",
+    "😀😀😀", "don't", "--;",
 )  # fmt: skip
 texts = st.lists(st.sampled_from(WORDS), max_size=5).map(" ".join)
 anything = st.text(max_size=12)
@@ -72,7 +73,8 @@ class Fixture:
 
     def matching(self, where_document: dict[str, Any], n_rows: int | None = None) -> list[int]:
         n_rows = len(self.documents) if n_rows is None else n_rows
-        return self.index.evaluate(parse_where_document(where_document), n_rows).rows().tolist()
+        rows: list[int] = self.index.evaluate(parse_where_document(where_document), n_rows).rows().tolist()
+        return rows
 
     def reference(self, where_document: dict[str, Any], n_rows: int | None = None) -> list[int]:
         parsed = parse_where_document(where_document)
@@ -108,7 +110,8 @@ def test_equals_the_reference_evaluator(
 
 
 @pytest.mark.parametrize(
-    "hostile", ['" OR * NEAR(', "'; DROP TABLE words_3; --", "text:x", '"" AND', "a" * 70_000, "abc" * 999 + "d", "^x", "{a b}"]
+    "hostile",
+    ['" OR * NEAR(', "'; DROP TABLE words_3; --", "text:x", '"" AND', "a" * 70_000, "abc" * 999 + "d", "^x", "{a b}"],
 )
 def test_text_never_becomes_query_syntax(hostile: str) -> None:
     f = Fixture()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -20,13 +21,16 @@ def vectors(n: int, seed: int = 0) -> npt.NDArray[np.float32]:
     return np.random.default_rng(seed).normal(size=(n, DIM)).astype(np.float32)
 
 
-def brute(metric: str, data: npt.NDArray[np.float32], query: npt.NDArray[np.float32]) -> npt.NDArray[np.float64]:
-    data, query = data.astype(np.float64), query.astype(np.float64)
+def brute(metric: str, data: npt.NDArray[np.float32], query: npt.NDArray[np.float32]) -> npt.NDArray[Any]:
+    wide, point = data.astype(np.float64), query.astype(np.float64)
+    distances: npt.NDArray[Any]
     if metric == "l2":
-        return ((data - query) ** 2).sum(axis=1)
-    if metric == "ip":
-        return 1 - data @ query
-    return 1 - data @ query / (np.linalg.norm(data, axis=1) * np.linalg.norm(query))
+        distances = ((wide - point) ** 2).sum(axis=1)
+    elif metric == "ip":
+        distances = 1 - wide @ point
+    else:
+        distances = 1 - wide @ point / (np.linalg.norm(wide, axis=1) * np.linalg.norm(point))
+    return distances
 
 
 @pytest.mark.parametrize("metric", ["l2", "cosine", "ip"])
@@ -148,9 +152,7 @@ def test_threads_that_ask_for_different_depths_get_them() -> None:
     wrong: list[int] = []
 
     def ask(ef: int) -> None:
-        for _ in range(20):
-            if not np.array_equal(index.search(queries, 10, ef)[0], expected[ef]):
-                wrong.append(ef)
+        wrong.extend(ef for _ in range(20) if not np.array_equal(index.search(queries, 10, ef)[0], expected[ef]))
 
     threads = [threading.Thread(target=ask, args=(ef,)) for ef in (10, 400, 10, 400)]
     for thread in threads:

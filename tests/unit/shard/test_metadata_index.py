@@ -60,7 +60,8 @@ filters = st.recursive(
 
 
 def matching(index: MetadataIndex, where: dict[str, Any], n_rows: int) -> list[int]:
-    return index.evaluate(parse_where(where), n_rows).rows().tolist()
+    rows: list[int] = index.evaluate(parse_where(where), n_rows).rows().tolist()
+    return rows
 
 
 def reference(where: dict[str, Any], records: list[Any]) -> list[int]:
@@ -68,7 +69,7 @@ def reference(where: dict[str, Any], records: list[Any]) -> list[int]:
     return [row for row, record in enumerate(records) if matches(parsed, record)]
 
 
-@settings(max_examples=400, deadline=None)
+@settings(max_examples=200, deadline=None)
 @given(
     batches=st.lists(st.one_of(st.lists(metadata, max_size=6), st.lists(alike, max_size=6)), max_size=4),
     wheres=st.lists(filters, min_size=1, max_size=6),

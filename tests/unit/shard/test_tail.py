@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -11,6 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from vecraft_data_model.distances import exact_distances, norms
+from vecraft_shard.indexes import tail
 from vecraft_shard.indexes.tail import ScanSource, nearest, scan_range, scan_rows
 
 Float32Array = npt.NDArray[np.float32]
@@ -126,13 +128,21 @@ def test_a_distance_does_not_depend_on_what_else_is_scanned() -> None:
             assert alone.tolist() == rows.tolist() and again.tolist() == distances.tolist()
 
 
-def test_a_column_of_one_vector_is_all_ties_and_memory_stays_bounded() -> None:
-    vectors = np.ones((30_000, 4), np.float32)
-    src = source("l2", vectors)
-    queries = np.full((80, 4), 2, np.float32)
-    want = sorted(range(30_000), key=src.ids.__getitem__)[:7]
-    for rows, distances in scan_range(src, queries, 7, 0, 30_000):
-        assert rows.tolist() == want and distances.tolist() == [4.0] * 7
+def test_a_column_of_one_vector_is_all_ties_and_memory_stays_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tail, "_PAIRS_AT_ONCE", 5000)
+    grouped: list[int] = []
+    scan = tail._scan
+
+    def counting(src: ScanSource, queries: Float32Array, *rest: Any) -> Any:
+        grouped.append(len(queries))
+        return scan(src, queries, *rest)
+
+    monkeypatch.setattr(tail, "_scan", counting)
+    src = source("l2", np.ones((3000, 32), np.float32))
+    want = sorted(range(3000), key=src.ids.__getitem__)[:7]
+    for rows, distances in scan_range(src, np.full((8, 32), 2, np.float32), 7, 0, 3000):
+        assert rows.tolist() == want and distances.tolist() == [32.0] * 7
+    assert grouped[0] == 8 and 1 in grouped, "many queries were taken in smaller groups"
 
 
 def test_nearest_breaks_ties_at_the_edge_by_id() -> None:
