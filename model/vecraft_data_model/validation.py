@@ -197,7 +197,7 @@ def _array_of_sequence(vectors: Any, what: str) -> npt.NDArray[Any]:
     if isinstance(vectors, list | tuple):
         rows = [row.to_numpy() if hasattr(row, "to_numpy") else row for row in vectors]
         # numpy would take True beside 1.5 for 1.0.
-        if any(bool in set(map(type, row)) for row in rows if isinstance(row, list | tuple)) or bool in map(type, rows):
+        if any(_holds_booleans(row) for row in rows):
             raise InvalidDataException(f"{what} must be numbers (floats or integers); got booleans")
         vectors = rows
     try:
@@ -206,6 +206,12 @@ def _array_of_sequence(vectors: Any, what: str) -> npt.NDArray[Any]:
         raise VectorDimensionMismatchException(
             f"{what} must be numbers, as many in each vector; got {shown(vectors)}"
         ) from error
+
+
+def _holds_booleans(row: object) -> bool:
+    if isinstance(row, list | tuple):
+        return bool in set(map(type, row))
+    return type(row) is bool or getattr(row, "dtype", None) == np.bool_
 
 
 def _checked(

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+
 from vecraft_data_model import DataPacket, QueryPacket
 from vecraft_data_model.errors import (
     ClockSkewError,

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import pytest
+
 from vecraft_data_model import DataPacket, QueryPacket
 from vecraft_db.client.vecraft_client import VecraftClient
 
@@ -55,7 +56,9 @@ def filled() -> dict[str, str]:
 
 
 @pytest.fixture
-def data(client: VecraftClient, filled: dict[str, str], where_it_runs: Any, make: Callable[..., str]) -> Callable[[str], str]:
+def data(
+    client: VecraftClient, filled: dict[str, str], where_it_runs: Any, make: Callable[..., str]
+) -> Callable[[str], str]:
     """Return a collection of that metric with all records; shared by the tests of this module in one place."""
 
     def collection(metric: str = "l2") -> str:
@@ -144,7 +147,10 @@ def test_a_filtered_search_returns_the_nearest_of_those_that_match(
         ({"$contains": "beta"}, lambda text: "beta" in text),
         ({"$matches": "BETA gamma"}, lambda text: {"beta", "gamma"} <= set(text.lower().split())),
         ({"$matches": "naive"}, lambda text: "naïve" in text),
-        ({"$and": [{"$contains": "Beta"}, {"$not": {"$contains": "gamma"}}]}, lambda t: "Beta" in t and "gamma" not in t),
+        (
+            {"$and": [{"$contains": "Beta"}, {"$not": {"$contains": "gamma"}}]},
+            lambda text: "Beta" in text and "gamma" not in text,
+        ),
         ({"$contains": '" OR * NEAR('}, lambda text: False),
         ({"$matches": '" OR * NEAR('}, lambda text: False),
     ],
@@ -196,8 +202,8 @@ def test_results_carry_what_was_included(client: VecraftClient, data: Callable[[
     nothing = client.search(name, QueryPacket(QUERIES[0], k=3, exact=True, include=[]))
     assert [(hit.record_id, hit.distance) for hit in nothing] == [(hit.record_id, hit.distance) for hit in plain]
     assert all(hit.metadata is None and hit.document is None and hit.vector is None for hit in nothing)
-    everything = client.search(name, QueryPacket(QUERIES[0], k=3, exact=True, include=["vector", "metadata", "document"]))
-    for hit in everything:
+    all_parts = ["vector", "metadata", "document"]
+    for hit in client.search(name, QueryPacket(QUERIES[0], k=3, exact=True, include=all_parts)):
         i = int(hit.record_id[1:])
         np.testing.assert_array_equal(hit.vector, VECTORS[i])
         packet = hit.data_packet
