@@ -13,6 +13,9 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, TypeVar, get_args
 
+import ray
+from ray.exceptions import GetTimeoutError
+
 from vecraft_cluster.lanes import Gate, Lane, Launcher, Ticket
 from vecraft_cluster.ports import Directory, encode, shard_name, unwrap
 from vecraft_data_model.errors import ShardUnavailableError, TimeoutException, VecraftError
@@ -82,9 +85,15 @@ class RayRunner:
         requests, deadline = ask.requests, ask.deadline
         gate = Gate(len(requests))
         tickets: dict[int, Ticket] = {}
+        departed: list[tuple[Lane, Any]] = []
         for shard, request in requests.items():
             tickets[shard] = ticket = Ticket(request, deadline, gate)
-            self._lane(shard, type(request)).send(ticket)
+            lane = self._lane(shard, type(request))
+            call = lane.depart(ticket)
+            if call is not None:
+                departed.append((lane, call))
+        if departed:
+            _await(departed, deadline)
         if requests and not gate.wait(deadline - time.monotonic()):
             for shard, request in requests.items():
                 self._lane(shard, type(request)).give_up(tickets[shard])
@@ -154,6 +163,23 @@ class RayRunner:
             self._spawned.submit(self.run, flow)
         except RuntimeError:  # closed meanwhile: what is spawned may be lost at any time
             flow.close()
+
+
+def _await(departed: list[tuple[Lane, Any]], deadline: float) -> None:
+    """Wait for calls that nobody else waits for, and land them; those that are late stay under way."""
+    references = [call.reference for _, call in departed]
+    try:
+        values: list[Any] = ray.get(references, timeout=max(0.0, deadline - time.monotonic()))
+    except Exception:  # of which call it was, and what became of the others, is asked below
+        values = []
+        for reference in references:
+            try:
+                values.append(ray.get(reference, timeout=max(0.0, deadline - time.monotonic())))
+            except Exception as error:
+                values.append(error)
+    for (lane, call), value in zip(departed, values, strict=True):
+        if not isinstance(value, GetTimeoutError):
+            lane.arrived(call, value)
 
 
 def vector_bytes(request: Request) -> int:

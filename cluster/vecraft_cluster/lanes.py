@@ -6,8 +6,9 @@
     thread B ──send──▶ queued ┐
     thread C ──send──▶ queued ┴─▶ leave together when a call has landed
 
-An idle lane adds no latency and a loaded one no calls: there is no timer. Ray's own thread hands the answers out, so no
-caller waits for another caller's slower shard, and a lone caller wakes as fast as from ``ray.get``.
+An idle lane adds no latency and a loaded one no calls: there is no timer. A caller that finds its lane idle may wait
+for its call itself (:meth:`Lane.depart`), which is the cheapest; all other calls are landed by Ray's own thread, so
+that nobody waits for another caller's slower shard.
 
 Invariants:
 
@@ -74,11 +75,12 @@ class Ticket:
 
 
 class _Call:
-    __slots__ = ("expires", "tickets")
+    __slots__ = ("expires", "reference", "tickets")
 
     def __init__(self, tickets: list[Ticket], expires: float) -> None:
         self.tickets = tickets
         self.expires = expires
+        self.reference: Any = None
 
 
 class Launcher:
@@ -178,6 +180,26 @@ class Lane:
         if call is not None:
             self._fly(call)
 
+    def depart(self, ticket: Ticket) -> _Call | None:
+        """Send a ticket off. If the lane was idle, return its call: the caller waits for ``call.reference`` itself and
+        hands what came to :meth:`arrived`, or gives up. Otherwise the ticket goes the way of :meth:`send`.
+        """
+        with self._lock:
+            idle = not self._calls and not self._queue
+            call = self._new_call([ticket], time.monotonic()) if idle else None
+        if call is None:
+            self.send(ticket)
+        elif not self._leave(call):
+            return None
+        return call
+
+    def arrived(self, call: _Call, value: Any) -> None:
+        """Land a call that departed: ``value`` is what it returned, or the exception instead."""
+        if isinstance(value, BaseException):
+            self._land(call, self._failed(call, value))
+        else:
+            self._land(call, self._answers(call, value))
+
     def give_up(self, ticket: Ticket) -> None:
         """Answer a ticket whose time is over with a ``TimeoutException``, unless it was answered meanwhile."""
         with self._lock:
@@ -215,32 +237,45 @@ class Lane:
                 if tickets and size > self._bytes_max:
                     break
             tickets.append(self._queue.popleft())
+        return self._new_call(tickets, now)
+
+    def _new_call(self, tickets: list[Ticket], now: float) -> _Call:
         latest = max(ticket.deadline for ticket in tickets)
         call = _Call(tickets, min(latest, now + self._call_max_s))
         self._calls.add(call)
         return call
 
-    def _fly(self, call: _Call) -> None:
+    def _leave(self, call: _Call) -> bool:
+        """Make the actor call; if that fails, its tickets are answered."""
         try:
             argument = self._pack(
                 [ticket.request for ticket in call.tickets], max(0.001, call.expires - time.monotonic())
             )
             method = getattr(self._directory.find(self._actor), self._method)
-            future: Future[Any] = method.remote(argument).future()
+            call.reference = method.remote(argument)
         except Exception as error:  # whatever kept the call from leaving is the answer to its tickets
-            self._directory.gone(self._actor, error)
-            self._land(call, [translate(error, self._who, **self._details)] * len(call.tickets))
-            return
-        future.add_done_callback(lambda done: self._landed(call, done))
+            self._land(call, self._failed(call, error))
+            return False
+        return True
+
+    def _fly(self, call: _Call) -> None:
+        if self._leave(call):
+            call.reference.future().add_done_callback(lambda done: self._landed(call, done))
 
     def _landed(self, call: _Call, future: Future[Any]) -> None:
         """Hand the answers out; runs on Ray's thread."""
+        error = future.exception()
+        self._land(call, self._answers(call, future.result()) if error is None else self._failed(call, error))
+
+    def _answers(self, call: _Call, value: Any) -> list[Any]:
         try:
-            answers = self._unpack(future.result(), len(call.tickets))
-        except Exception as error:  # Ray's errors, the shard's refusal of the batch, or an answer that cannot be read
-            self._directory.gone(self._actor, error)
-            answers = [translate(error, self._who, **self._details)] * len(call.tickets)
-        self._land(call, answers)
+            return self._unpack(value, len(call.tickets))
+        except Exception as error:  # the shard's refusal of the batch, or an answer that cannot be read
+            return self._failed(call, error)
+
+    def _failed(self, call: _Call, error: BaseException) -> list[Any]:
+        self._directory.gone(self._actor, error)
+        return [translate(error, self._who, **self._details)] * len(call.tickets)
 
     def _land(self, call: _Call, answers: list[Any]) -> None:
         with self._lock:
