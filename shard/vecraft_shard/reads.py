@@ -36,7 +36,7 @@ from vecraft_data_model.messages import (
     Undecided,
 )
 from vecraft_data_model.schema import CollectionSchema
-from vecraft_data_model.validation import as_matrix
+from vecraft_data_model.validation import MAX_NORM_SQUARED, as_matrix
 from vecraft_shard.collection import Collection
 from vecraft_shard.indexes.hnsw import HnswIndex
 from vecraft_shard.indexes.hot import HotFilters
@@ -136,7 +136,7 @@ class Reader:
         schema = collection.schema
         if request.k < 1:
             raise InvalidDataException(f"k must be at least 1, got {request.k}")
-        as_matrix(request.queries, schema.dim, metric=schema.metric, what="query")
+        _check_queries(request.queries, schema)
         view = CollectionView(collection, snapshot, self.ef_of(collection))
         found = run_search(view, request, costs=self._costs)
         explain = explain_search(view, request, costs=self._costs) if request.explain else None
@@ -176,6 +176,15 @@ class Reader:
             collection.measured_recall,
             collection.disk_bytes,
         )
+
+
+def _check_queries(queries: Float32Array, schema: CollectionSchema) -> None:
+    """Raise if a query is not of the collection's dimension, not finite, or has no direction under cosine."""
+    if queries.shape == (1, schema.dim) and queries.dtype == np.float32:
+        query = queries[0]
+        if 0 < float(query.dot(query)) <= MAX_NORM_SQUARED:  # false for NaN, too
+            return
+    as_matrix(queries, schema.dim, metric=schema.metric, what="query")
 
 
 def _get(collection: Collection, request: Get, snapshot: int) -> RowsReply:

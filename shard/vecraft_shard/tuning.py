@@ -1,8 +1,8 @@
 """How deep a graph has to be searched: measured against exact answers, not guessed.
 
 The search depth ``ef`` that reaches a recall depends on the data: its dimension, its clusters, how many rows there are.
-So each collection is measured in the background when it has grown by half since the last time: queries are made from its
-own rows, answered exactly and by the graph at rising depths, and the least depth whose recall@10 reaches
+So each collection is measured in the background when it has grown by half since the last time: queries are made from
+its own rows, answered exactly and by the graph at rising depths, and the least depth whose recall@10 reaches
 ``target_recall`` is kept. An explicit ``ef`` (``QueryPacket.ef``, ``set_ef``) overrides it.
 
 Queries are the midpoints of random pairs of rows. A row itself would be far too easy: the graph was built by searching
