@@ -81,9 +81,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--cluster", help="name of the database on a Ray cluster")
     parser.add_argument("--host", help="address to listen on (default 127.0.0.1)")
     parser.add_argument("--port", type=int, help="port to listen on (default 8000; 0: any free one)")
-    parser.add_argument(
-        "--api-key", action="append", metavar="KEY", help="clients must send one; may be repeated"
-    )
+    parser.add_argument("--api-key", action="append", metavar="KEY", help="clients must send one; may be repeated")
     parser.add_argument("--log-level", choices=["DEBUG", "INFO", "WARNING", "ERROR"])
     return parser
 

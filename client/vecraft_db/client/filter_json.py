@@ -133,7 +133,7 @@ def _instant(microseconds: int) -> str:
         return (_EPOCH + moment).isoformat()
     except OverflowError:
         shift = _EDGE if microseconds < 0 else -_EDGE
-        local = _EPOCH.replace(tzinfo=None) + moment + shift
+        local = _EPOCH.replace(tzinfo=None) + (moment + shift)
         return local.replace(tzinfo=timezone(shift)).isoformat()
 
 

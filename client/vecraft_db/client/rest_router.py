@@ -25,6 +25,7 @@ import msgspec
 import numpy as np
 
 from vecraft_data_model.errors import (
+    ERRORS_BY_CODE,
     InvalidDataException,
     ShardUnavailableError,
     TimeoutException,
@@ -433,7 +434,7 @@ def error_of(answer: Answer) -> VecraftError:
             "details": details if isinstance(details, dict) else {},
         }
     )
-    if type(error) is VecraftError and answer.status in _REFUSED_INPUT:
+    if problem["code"] not in ERRORS_BY_CODE and answer.status in _REFUSED_INPUT:
         return InvalidDataException(error.message, **error.details)
     return error
 

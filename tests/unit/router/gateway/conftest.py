@@ -45,7 +45,12 @@ async def _fill(client: httpx.AsyncClient) -> None:
         made = await client.post(f"/collections/{name}/create", json={"dim": 4, "metric": metric})
         assert made.status_code == 201
         packets = [
-            {"record_id": f"r{i:02}", "vector": [i + 1, 1, 0, 0.5], "metadata": {"i": i, "even": i % 2 == 0}, "document": f"text {i}"}
+            {
+                "record_id": f"r{i:02}",
+                "vector": [i + 1, 1, 0, 0.5],
+                "metadata": {"i": i, "even": i % 2 == 0},
+                "document": f"text {i}",
+            }
             for i in range(RECORDS)
         ]
         assert (await client.post(f"/collections/{name}/upsert", json={"packets": packets})).status_code == 200

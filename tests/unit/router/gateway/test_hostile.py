@@ -12,6 +12,7 @@ from typing import Any
 
 import httpx
 import pytest
+
 from vecraft_data_model.hlc import timestamp
 
 pytestmark = pytest.mark.filterwarnings("error")
@@ -77,7 +78,9 @@ VECTORS = [
     pytest.param('{"b64":"AAAA","dtype":"object"}', 400, "invalid_argument", "object", id="16 object dtype"),
     pytest.param('{"b64":"AAAA","dtype":["float32"]}', 400, "invalid_argument", "dtype", id="16 dtype of no string"),
     pytest.param('{"b64":"%s","shape":[5]}' % b64(1, 2, 3, 4), 400, "invalid_argument", "shape", id="16 wrong shape"),
-    pytest.param('{"b64":"%s","shape":[-4]}' % b64(1, 2, 3, 4), 400, "invalid_argument", "shape", id="16 negative shape"),
+    pytest.param(
+        '{"b64":"%s","shape":[-4]}' % b64(1, 2, 3, 4), 400, "invalid_argument", "shape", id="16 negative shape"
+    ),
     pytest.param('{"b64":"%s","shape":[2,2]}' % b64(1, 2, 3, 4), 400, "invalid_argument", "shape", id="16 a matrix"),
     pytest.param('{"b64":"%s","extra":1}' % b64(1, 2, 3, 4), 400, "invalid_argument", "extra", id="16 unknown key"),
     pytest.param('{"b64":7}', 400, "invalid_argument", "b64", id="16 b64 of no string"),
@@ -88,7 +91,9 @@ VECTORS = [
 
 @pytest.mark.parametrize("route", EVERYWHERE)
 @pytest.mark.parametrize(("vector", "status", "code", "named"), VECTORS)
-async def test_vectors(unharmed: httpx.AsyncClient, route: str, vector: str, status: int, code: str, named: str) -> None:
+async def test_vectors(
+    unharmed: httpx.AsyncClient, route: str, vector: str, status: int, code: str, named: str
+) -> None:
     refused(await post_vector(unharmed, route, vector), status, code, named)
 
 
@@ -245,7 +250,19 @@ async def test_37_ids_that_look_alike_and_ids_with_slashes(api: httpx.AsyncClien
     await api.delete("/collections/ids")
 
 
-NAMES = ["%2e%2e%2fx", "%2Fetc%2Fpasswd", "%2e", "%2e%2e", "x" * 300, "a%00b", "a%0Ab", "a%27%3BDROP%20TABLE--", "%FF", "-a", "a%2Fb"]
+NAMES = [
+    "%2e%2e%2fx",
+    "%2Fetc%2Fpasswd",
+    "%2e",
+    "%2e%2e",
+    "x" * 300,
+    "a%00b",
+    "a%0Ab",
+    "a%27%3BDROP%20TABLE--",
+    "%FF",
+    "-a",
+    "a%2Fb",
+]
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -253,7 +270,11 @@ async def test_names_38_to_42(unharmed: httpx.AsyncClient, name: str) -> None:
     refused(await unharmed.post(f"/collections/{name}/create", json={"dim": 4}), 400, "invalid_argument")
     refused(await unharmed.get(f"/collections/{name}"), 400, "invalid_argument")
     refused(await unharmed.delete(f"/collections/{name}"), 400, "invalid_argument")
-    refused(await unharmed.post(f"/collections/{name}/search", json={"query": {"query_vector": [1]}}), 400, "invalid_argument")
+    refused(
+        await unharmed.post(f"/collections/{name}/search", json={"query": {"query_vector": [1]}}),
+        400,
+        "invalid_argument",
+    )
     refused(await unharmed.put(f"/aliases/{name}", json={"collection": "c"}), 400, "invalid_argument")
     refused(await unharmed.get(f"/collections/{name}/tsne.png"), 400, "invalid_argument")
 
@@ -262,7 +283,9 @@ async def test_42_names_in_bodies_are_checked_too(unharmed: httpx.AsyncClient) -
     for name in ("../x", "/abs", "", "a';DROP TABLE--", 7, None, "\ud800"):
         body = json.dumps({"operations": [{"op": "drop_collection", "collection": name}]})
         refused(await post(unharmed, "/transactions", body), 400, "invalid_argument")
-        refused(await post(unharmed, "/aliases/x", json.dumps({"collection": name}).encode()), 405, "method_not_allowed")
+        refused(
+            await post(unharmed, "/aliases/x", json.dumps({"collection": name}).encode()), 405, "method_not_allowed"
+        )
 
 
 BODIES = [
@@ -294,7 +317,12 @@ async def test_unknown_and_missing_keys(unharmed: httpx.AsyncClient) -> None:
     answer = await unharmed.post("/collections/c/search", json={"query": {"query_vector": [1, 2, 3, 4], "topk": 3}})
     refused(answer, 400, "invalid_argument", "topk", "query_vector")
     refused(await unharmed.post("/collections/c/search", json={}), 400, "invalid_argument", "query")
-    refused(await unharmed.post("/collections/c/insert", json={"packet": {"vector": [1]}}), 400, "invalid_argument", "record_id")
+    refused(
+        await unharmed.post("/collections/c/insert", json={"packet": {"vector": [1]}}),
+        400,
+        "invalid_argument",
+        "record_id",
+    )
     answer = await unharmed.post("/collections/new/create", json={"dim": 4, "dims": 4})
     refused(answer, 400, "invalid_argument", "dims", "dim")
 
@@ -374,7 +402,12 @@ async def test_57_a_transaction_id_with_other_content(unharmed: httpx.AsyncClien
     answer = await unharmed.post("/collections/once/upsert", json=other)
     assert 400 <= answer.status_code < 500 and "hostile-57" in answer.json()["detail"]
     for txn_id in ("", "x" * 129, 7, "a\nb"):
-        refused(await unharmed.post("/collections/once/upsert", json={**body, "txn_id": txn_id}), 400, "invalid_argument", "txn_id")
+        refused(
+            await unharmed.post("/collections/once/upsert", json={**body, "txn_id": txn_id}),
+            400,
+            "invalid_argument",
+            "txn_id",
+        )
     both = await unharmed.post("/collections/once/upsert", json=body, headers={"Idempotency-Key": "another"})
     refused(both, 400, "invalid_argument", "another", "hostile-57")
     await unharmed.delete("/collections/once")
@@ -382,7 +415,12 @@ async def test_57_a_transaction_id_with_other_content(unharmed: httpx.AsyncClien
 
 async def test_58_snapshots_out_of_reach(unharmed: httpx.AsyncClient) -> None:
     future = str(timestamp(2**46))
-    for path, body in (("get", {"ids": ["r01"]}), ("count", {}), ("scan", {}), ("search", {"query": {"query_vector": [1, 2, 3, 4]}})):
+    for path, body in (
+        ("get", {"ids": ["r01"]}),
+        ("count", {}),
+        ("scan", {}),
+        ("search", {"query": {"query_vector": [1, 2, 3, 4]}}),
+    ):
         answer = await unharmed.post(f"/collections/c/{path}", json=body, headers={"X-Vecraft-Snapshot": future})
         assert 400 <= answer.status_code < 500, answer.text
         past = await unharmed.post(f"/collections/c/{path}", json=body, headers={"X-Vecraft-Snapshot": "1"})

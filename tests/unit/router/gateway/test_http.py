@@ -224,7 +224,9 @@ def test_all_bodies_together_are_bounded(connect: Callable[[], Wire], url: str) 
 
 def test_headers_that_must_not_come_twice(connect: Callable[[], Wire]) -> None:
     wire = connect()
-    wire.say(b"GET /collections HTTP/1.1\r\nX-Vecraft-Snapshot: 5\r\nX-Vecraft-Snapshot: 6\r\nConnection: close\r\n\r\n")
+    wire.say(
+        b"GET /collections HTTP/1.1\r\nX-Vecraft-Snapshot: 5\r\nX-Vecraft-Snapshot: 6\r\nConnection: close\r\n\r\n"
+    )
     answer = wire.hear()
     assert status(answer) == 400 and b"more than once" in answer
 
@@ -238,7 +240,11 @@ def test_request_ids(url: str) -> None:
 
 def test_methods_and_paths(url: str) -> None:
     answer = httpx.put(f"{url}/collections/c/search", json={})
-    assert answer.status_code == 405 and answer.json()["code"] == "method_not_allowed" and answer.headers["allow"] == "POST"
+    assert (
+        answer.status_code == 405
+        and answer.json()["code"] == "method_not_allowed"
+        and answer.headers["allow"] == "POST"
+    )
     for path in ("/nope", "/collections/c/nope", "/collections/", "/collections/c/", "/%2e%2e/etc/passwd"):
         answer = httpx.get(f"{url}{path}")
         assert (answer.status_code, answer.json()["code"]) == (404, "no_such_route"), path

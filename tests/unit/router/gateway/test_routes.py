@@ -9,7 +9,6 @@ from typing import Any
 import httpx
 import numpy as np
 import pytest
-
 from fastapi import FastAPI
 
 from vecraft_data_model import DataPacket
@@ -61,7 +60,12 @@ async def test_insert_answers_with_what_it_replaced(api: httpx.AsyncClient, book
     assert fresh.status_code == 200 and fresh.json() is None
     replaced = await api.post(f"{books}/insert", json={"packet": {"record_id": "a", "vector": [9, 9]}})
     old = replaced.json()
-    assert (old["record_id"], old["vector"], old["metadata"], old["document"]) == ("a", [0, 0], {"year": 1900}, "a red book")
+    assert (old["record_id"], old["vector"], old["metadata"], old["document"]) == (
+        "a",
+        [0, 0],
+        {"year": 1900},
+        "a red book",
+    )
     assert DataPacket.from_dict(old).validate_checksum()
     new = (await api.get(f"{books}/records/a")).json()
     assert new["vector"] == [9, 9] and new["metadata"] is None
@@ -90,7 +94,12 @@ async def test_search_forms(api: httpx.AsyncClient, books: str) -> None:
     ]
     encoded = {"b64": base64.b64encode(np.zeros(2, dtype="<f8").tobytes()).decode(), "dtype": "float64", "shape": [2]}
     assert (await api.post(f"{books}/search", json={"query": {**query, "query_vector": encoded}})).json() == hits
-    filtered = {**query, "where": {"year": {"$gt": 1900}}, "where_document": {"$contains": "blue"}, "include": ["vector"]}
+    filtered = {
+        **query,
+        "where": {"year": {"$gt": 1900}},
+        "where_document": {"$contains": "blue"},
+        "include": ["vector"],
+    }
     answer = await api.post(f"{books}/search", json={"query": filtered})
     assert answer.json() == [{"record_id": "b", "distance": 1, "vector": [1, 0]}]
     answer = await api.post(f"{books}/search", json={"query": filtered}, headers={"X-Vector-Encoding": "base64"})
@@ -152,7 +161,9 @@ async def test_transactions_and_snapshots(api: httpx.AsyncClient, books: str) ->
     assert (conflict.status_code, conflict.json()["code"]) == (409, "read_write_conflict")
     assert (await api.post("/transactions", json={**reads, "isolation": "snapshot"})).status_code == 400
     assert (await api.post("/transactions", json={"operations": []})).status_code == 400
-    wrong = await api.post("/transactions", json={"operations": [{"op": "delete", "collection": "books", "packets": []}]})
+    wrong = await api.post(
+        "/transactions", json={"operations": [{"op": "delete", "collection": "books", "packets": []}]}
+    )
     assert wrong.status_code == 400 and "'packets'" in wrong.json()["detail"]
     drops = [{"op": "drop_alias", "alias": "shelf"}, {"op": "drop_collection", "collection": "more"}]
     assert (await api.post("/transactions", json={"operations": drops})).status_code == 200
@@ -261,7 +272,11 @@ async def test_keys(engine: Any) -> None:
     jwt = "eyJhbGciOiJub25lIn0.eyJzdWIiOiJhZG1pbiJ9."
     transport = httpx.ASGITransport(app)
     async with httpx.AsyncClient(transport=transport, base_url="http://gateway") as api:
-        for good in ({"Authorization": "Bearer s3cret"}, {"X-Api-Key": "other-KEY"}, {"Authorization": "bearer s3cret"}):
+        for good in (
+            {"Authorization": "Bearer s3cret"},
+            {"X-Api-Key": "other-KEY"},
+            {"Authorization": "bearer s3cret"},
+        ):
             assert (await api.get("/collections", headers=good)).status_code == 200
         for bad in (
             {}, {"X-Api-Key": "S3CRET"}, {"X-Api-Key": "s3cret "}, {"X-Api-Key": "s3"}, {"X-Api-Key": ""},
