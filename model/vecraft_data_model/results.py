@@ -157,6 +157,16 @@ class CollectionInfo(msgspec.Struct, frozen=True):
         """The collection's name."""
         return self.schema.name
 
+    @property
+    def tail(self) -> int:
+        """Rows of the tail, ``tail_rows``."""
+        return self.tail_rows
+
+    @property
+    def deleted_rows(self) -> int:
+        """Rows of replaced and deleted records, ``dead_rows``."""
+        return self.dead_rows
+
     @staticmethod
     def of_replies(replies: Mapping[int, DescribeReply]) -> CollectionInfo:
         """Add up what the shards say of one collection.
