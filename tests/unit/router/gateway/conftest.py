@@ -1,4 +1,4 @@
-"""A gateway in front of a database in memory: one per session, with a collection for each metric that nobody changes."""
+"""A gateway in front of a database in memory: one per session, with two collections that nobody changes."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ async def _fill(client: httpx.AsyncClient) -> None:
 
 @pytest.fixture
 async def unharmed(api: httpx.AsyncClient) -> AsyncIterator[httpx.AsyncClient]:
-    """A client for a test that is refused: afterwards everything is as before, and the next good request is answered."""
+    """A client for what is refused: afterwards all is as before, and the next good request is answered."""
     before = await _state(api)
     yield api
     assert await _state(api) == before
