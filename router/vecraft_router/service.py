@@ -104,6 +104,8 @@ class Service:
         pin_id = pin_id or state.random_hex(_PIN_ID_BITS)
         if snapshot is None:
             snapshot = yield from self._reads.choose_snapshot(_until(options, deadline))
+        else:
+            state.observe(snapshot)  # one far in the future is refused, before it drags any clock along
         try:
             yield from self._ask_all(PinSnapshot(pin_id, snapshot, ttl_ms), deadline)
         except SnapshotTooOldError:

@@ -52,6 +52,7 @@ from vecraft_db.client.engine import Flow, FlowRouter
 from vecraft_db.config import Settings
 from vecraft_router.options import Consistency, ReadOptions
 
+_NAMES_KEPT = 1000
 QUERIES_MAX = 65_536
 """Queries of one ``search_many``; more must be sent in parts."""
 
@@ -82,6 +83,7 @@ class Operations:
         self.router = router
         self._settings = settings
         self._default_options = ReadOptions(consistency=settings.consistency)
+        self._names: set[str] = set()  # that were found to be names, so that a search need not check again
 
     # ----------------------------------------------------------------------------------------------- catalog
 
@@ -242,9 +244,10 @@ class Operations:
         """The k nearest records that match."""
         if not isinstance(query, QueryPacket):
             raise InvalidDataException(f"search takes a QueryPacket, got {shown(query)}")
+        name = collection if type(collection) is str and collection in self._names else self._checked_name(collection)
         include = query.include
         found = yield from self.router.search(
-            collection if type(collection) is str else validate_name(collection),
+            name,
             query.query_vector.reshape(1, -1),
             query.k,
             where=query.filter,
@@ -357,6 +360,13 @@ class Operations:
             deadline=None if timeout is None else self._deadline(timeout),
             partial=check_flag(partial, "partial"),
         )
+
+    def _checked_name(self, collection: str) -> str:
+        name = validate_name(collection)
+        if len(self._names) >= _NAMES_KEPT:
+            self._names.clear()
+        self._names.add(name)
+        return name
 
     def _deadline(self, timeout: float | None) -> float:
         return self.router.deadline(check_timeout(timeout))
