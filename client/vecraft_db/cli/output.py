@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import sys
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import msgspec
@@ -14,6 +14,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 
 VECTOR_NUMBERS_SHOWN = 4
+WIDTH_OF_FILES = 10_000
 
 
 class Printer:
@@ -25,7 +26,8 @@ class Printer:
 
     def __init__(self, json: bool = False) -> None:
         self.json = json
-        self.out = Console(highlight=False, soft_wrap=True)
+        # Into a pipe or a file, a row is one line however long it is.
+        self.out = Console(highlight=False, width=None if sys.stdout.isatty() else WIDTH_OF_FILES)
         self.err = Console(stderr=True, highlight=False, soft_wrap=True)
 
     def rows(self, rows: Iterable[Mapping[str, Any]], empty: str = "none") -> None:
@@ -35,28 +37,38 @@ class Printer:
                 self.value(row)
             return
         listed = list(rows)
-        if not listed:
-            self.err.print(f"[dim]{empty}[/dim]")
-            return
-        names = list(listed[0])
-        table = Table(*names, header_style="bold", box=None, pad_edge=False)
-        for row in listed:
-            table.add_row(*(cell(row.get(name)) for name in names))
-        Console(highlight=False).print(table)
+        if listed:
+            self._table(listed)
+        else:
+            self.note(empty)
 
     def value(self, value: Any) -> None:
-        """Show one value: a two-column list of an object's fields, or a line of JSON."""
+        """Show one value: an object's fields line by line, lists of objects in it as tables; or a line of JSON."""
         simple = plain(value)
         if self.json:
             sys.stdout.write(msgspec.json.encode(simple).decode() + "\n")
             sys.stdout.flush()
         elif isinstance(simple, Mapping):
-            table = Table(show_header=False, box=None, pad_edge=False)
+            tables = {name: field for name, field in simple.items() if _is_table(field)}
+            fields = Table(show_header=False, box=None, pad_edge=False)
             for name, field in simple.items():
-                table.add_row(f"[bold]{name}[/bold]", cell(field))
-            Console(highlight=False).print(table)
+                if name not in tables:
+                    fields.add_row(f"[bold]{name}[/bold]", cell(field))
+            self.out.print(fields)
+            for name, rows in tables.items():
+                self.out.print(f"\n[bold]{name}[/bold]")
+                self._table(rows)
         else:
             self.out.print(simple if isinstance(simple, str) else cell(simple), markup=False)
+
+    def _table(self, rows: Sequence[Mapping[str, Any]]) -> None:
+        names = list(dict.fromkeys(name for row in rows for name in row))
+        table = Table(box=None, pad_edge=False, header_style="bold")
+        for name in names:
+            table.add_column(name, overflow="fold")
+        for row in rows:
+            table.add_row(*(cell(row.get(name)) for name in names))
+        self.out.print(table)
 
     def note(self, text: str) -> None:
         """Say something to the person in front of it, beside the answer."""
@@ -90,6 +102,10 @@ def plain(value: Any) -> Any:
     if isinstance(value, list | tuple | set):
         return [plain(item) for item in value]
     return value
+
+
+def _is_table(value: Any) -> bool:
+    return isinstance(value, list) and bool(value) and all(isinstance(item, Mapping) for item in value)
 
 
 def cell(value: Any) -> str:
