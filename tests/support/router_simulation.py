@@ -103,7 +103,7 @@ class World:
         elif kind < 0.6:
             self.rng.choice(self.routers).crash()
         else:
-            name = self.rng.choice([node.name for node in (*self.shards, *self.routers)])
+            name = self.rng.choice([shard.name for shard in self.shards] + [router.name for router in self.routers])
             self.cut.add(name)
             self.after(length, lambda: self.cut.discard(name))
 
@@ -234,12 +234,15 @@ class Task:
                 if len(replies) == len(effect.requests):
                     self.step({shard: replies[shard] for shard in effect.requests})
 
-        def hear(shard: int, reply: BatchReply) -> None:
-            self._router.state.overhear(reply.clock)
-            take(shard, reply.responses[0])
+        def hear(shard: int) -> Callable[[BatchReply], None]:
+            def take_reply(reply: BatchReply) -> None:
+                self._router.state.overhear(reply.clock)
+                take(shard, reply.responses[0])
+
+            return take_reply
 
         for shard, request in effect.requests.items():
-            self._transmit(shard, request, lambda reply, shard=shard: hear(shard, reply))
+            self._transmit(shard, request, hear(shard))
             remaining = max(0.0, effect.deadline - self._world.now)
             if remaining <= CALL_TIMEOUT_S:
                 error: VecraftError = TimeoutException("out of time")
@@ -382,9 +385,9 @@ def check(world: World) -> tuple[list[str], int, int]:
         times = {ts for each in found.values() for ts in each}
         if set(found) != set(keys) or len(times) != 1 or any(len(each) != 1 for each in found.values()):
             problems.append(f"{tag} is torn or was applied twice: {found} of {keys}")
-        for key in keys if snapshot is not None else ():
-            if any(snapshot < begin < max(times) for begin, _, _ in versions[key]):
-                problems.append(f"lost update on {key} by {tag}")
+        if snapshot is not None:
+            lost = [key for key in keys if any(snapshot < begin < max(times) for begin, _, _ in versions[key])]
+            problems += [f"lost update on {key} by {tag}" for key in lost]
     for client in world.clients:
         for tag, (what, ts, _) in client.told.items():
             if what == "committed" and not all(ts in stands.get(tag, {}).get(key, ()) for key in writes[tag][0]):
@@ -398,7 +401,5 @@ def check(world: World) -> tuple[list[str], int, int]:
                     problems.append(f"a read of {key} at {snapshot} saw {seen.get(key)}, not {wanted}")
             if snapshot < least:
                 problems.append(f"a read at {snapshot} is older than {least}, which had been acknowledged or seen")
-    for shard in world.shards:
-        if shard.state.held:
-            problems.append(f"{shard.name} still holds {list(shard.state.held)}")
+    problems += [f"{shard.name} still holds {list(shard.state.held)}" for shard in world.shards if shard.state.held]
     return problems, len(stands), sum(len(client.reads) for client in world.clients)

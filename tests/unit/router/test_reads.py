@@ -196,7 +196,7 @@ def test_strong_waits_for_what_was_undecided_on_arrival(bench: Workbench) -> Non
     other = Workbench(3, seed=2)
     other.shards, other.clock = bench.shards, bench.clock
     other.router.state.clock = bench.clock
-    told = []
+    told: list[int] = []
 
     def tell(shard: int, request: object) -> None:
         if isinstance(request, Barrier) and request.waiting_for is not None and not told:
@@ -427,7 +427,7 @@ def test_delete_where_under_a_chosen_id_happens_once(bench: Workbench) -> None:
 
 def test_delete_where_looks_again_after_a_conflict(bench: Workbench) -> None:
     """Between the look and the commit, one of the records comes to match no more."""
-    done = []
+    done: list[int] = []
 
     def meddle(shard: int, request: object) -> None:
         if isinstance(request, Prepare) and not done:

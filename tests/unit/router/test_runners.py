@@ -236,7 +236,8 @@ def test_maps_are_refreshed_through_the_runner() -> None:
     runner = SyncRunner(router, {number: Port(number) for number in range(2)}, refresh=lambda: newer)
 
     def flow() -> Flow[ClusterMap | None]:
-        return (yield RefreshMap())
+        newest: ClusterMap | None = yield RefreshMap()
+        return newest
 
     assert runner.run(flow()) is newer
     runner.close()
@@ -279,11 +280,11 @@ async def test_reads_do_not_wait_behind_writes_nor_anything_behind_checkpoints()
     port = AsyncPort(0)
     runner = AsyncRunner(router, {0: port})
     await runner.run(router.commit([create()]))
-    port.gate = asyncio.Event()
+    gate = port.gate = asyncio.Event()
     slow = [asyncio.create_task(runner.run(router.checkpoint())) for _ in range(3)]
     slow += [asyncio.create_task(runner.run(router.commit([put("a")]))) for _ in range(3)]  # type: ignore[arg-type]
     await until(lambda: len(port.batches) >= 5)
-    port.gate, gate = None, port.gate
+    port.gate = None
     assert (await runner.run(router.count("things"))).count == 0
     await runner.run(router.status())
     gate.set()

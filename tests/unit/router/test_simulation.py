@@ -31,8 +31,8 @@ def test_a_seed_is_the_whole_story() -> None:
 
 def _told_before_it_is_durable(monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(self: Attempt, error: VecraftError) -> Flow[Failed]:
+        yield from ()
         return Failed(error, release=self._release())
-        yield
 
     monkeypatch.setattr(Attempt, "_refuse", refuse)
 
@@ -60,13 +60,16 @@ def _unknown_is_taken_for_aborted(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def _commits_below_a_promise(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(attempt, "max", lambda first, **key: max(first, **key) if key else min(first), raising=False)
+    def smallest(*values: Any, **key: Any) -> Any:
+        return max(*values, **key) if key or len(values) > 1 else min(values[0])
+
+    monkeypatch.setattr(attempt, "max", smallest, raising=False)
 
 
 def _strong_without_waiting(monkeypatch: pytest.MonkeyPatch) -> None:
     def barrier(self: Reader, *_: object) -> Flow[int]:
+        yield from ()
         return self._state.now()
-        yield
 
     monkeypatch.setattr(Reader, "_barrier", barrier)
 
