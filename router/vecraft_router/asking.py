@@ -4,7 +4,8 @@ What may stand between a read and its answer, and what is done about it:
 
 * ``Undecided``: a prepared transaction that the read might have to see. It is waited for, in short pauses; once it is
   older than ``resolve_after_ms``, its primary is asked to decide, and the shard is told the decision.
-* ``ShardUnavailableError``: the shard is asked again until the deadline (somebody is restarting it).
+* ``ShardUnavailableError``, ``TimeoutException``: the shard is asked again until the deadline (somebody is restarting
+  it).
 * ``StaleMapError``: a newer map is fetched and :class:`MapChanged` raised: the read has to be planned again.
 
 Every other refusal is the answer. A read is never answered by skipping what stands in its way.
@@ -121,11 +122,10 @@ class Asker:
                     raise reply.error.with_traceback(None)
                 elif unreachable is not None:
                     unreachable.add(shard)
-                elif isinstance(reply.error, TimeoutException):
-                    # The deadline passed; if the shard was down before that, this is what the caller has to know.
-                    raise lost.get(shard, reply.error).with_traceback(None)
                 else:
-                    lost[shard] = reply.error
+                    # That a shard was down says more, in the end, than that time ran out.
+                    if shard not in lost or isinstance(reply.error, ShardUnavailableError):
+                        lost[shard] = reply.error
                     again[shard] = requests[shard]
             if not again:
                 return answers

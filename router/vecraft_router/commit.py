@@ -87,7 +87,7 @@ class Committer:
             parts = self._parts(mutations, reads, attempt_id, digest, snapshot, want_preimages, everywhere)
             locks_until = deadline
             if len(parts) > 1:
-                locks_until = state.clock.monotonic() + state.config.lock_wait_s if txn_id else 0.0
+                locks_until = state.clock.monotonic() + self._lock_wait_s() if txn_id else 0.0
             outcome = yield from Attempt(state, parts, deadline, locks_until).run()
             if isinstance(outcome, Commit):
                 return outcome
@@ -157,6 +157,10 @@ class Committer:
             )
             for shard in sorted(by_shard.keys() | reads_by_shard.keys())
         }
+
+    def _lock_wait_s(self) -> float:
+        """Two that wait for each other's locks must not give up at the same moment, or neither would get anywhere."""
+        return self._state.config.lock_wait_s * (0.5 + 0.5 * self._state.rng.random())
 
     def _release(self, requests: dict[int, Request], deadline: float, *, wait: bool) -> Flow[None]:
         """Have the locks of an aborted attempt released; wait for that if another attempt would meet them."""

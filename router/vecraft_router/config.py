@@ -20,8 +20,8 @@ class RouterConfig(msgspec.Struct, frozen=True, kw_only=True):
         retry_max_s: Longest such pause.
         resolve_after_ms: How old an undecided transaction must be before a reader asks its primary to decide it.
         abort_reserve_s: What is kept of a write's time to make an abort durable, so that its outcome can be told.
-        lock_wait_s: How long a blind write over several shards whose id the caller chose waits for locks, holding its
-            own (any other is aborted at once and tried again under a new id).
+        lock_wait_s: About how long a blind write over several shards whose id the caller chose waits for locks,
+            holding its own (any other is aborted at once and tried again under a new id).
         eventual_staleness_ms: How far in the past ``eventual`` reads over several shards are: longer than decisions
             usually take, so that they never wait.
         scan_rows_max: Most rows that one scan request asks of one shard.
@@ -41,7 +41,7 @@ class RouterConfig(msgspec.Struct, frozen=True, kw_only=True):
     retry_max_s: float = 0.25
     resolve_after_ms: int = 1000
     abort_reserve_s: float = 0.5
-    lock_wait_s: float = 0.1
+    lock_wait_s: float = 0.5
     eventual_staleness_ms: int = 1500
     scan_rows_max: int = 10_000
     reads_in_flight: int = 2

@@ -13,6 +13,7 @@ Not done here: retries, decisions about what a failure means (flows), and starti
 from __future__ import annotations
 
 import asyncio
+import logging
 import time
 from collections.abc import Awaitable, Callable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -28,6 +29,8 @@ from vecraft_router.outbox import Outbox
 from vecraft_router.state import RouterState
 
 T = TypeVar("T")
+
+_log = logging.getLogger(__name__)
 
 _POOL_GRACE_S = 0.25
 
@@ -85,7 +88,7 @@ class SyncRunner:
             flow.close()
 
     def close(self) -> None:
-        """Finish what was spawned, and stop the threads. Flows that still run end with ``ShardUnavailableError``."""
+        """Finish what was spawned, and stop the threads. To be called after the last flow has ended."""
         self._closed = True
         self._spawned.shutdown(wait=True)
         self._asks.shutdown(wait=True)
@@ -116,7 +119,7 @@ class SyncRunner:
             flow.close()
             return
         try:
-            self._spawned.submit(self.run, flow)
+            self._spawned.submit(self.run, flow).add_done_callback(_report)
         except RuntimeError:  # closed in between: what is spawned may be lost at any time
             flow.close()
 
@@ -267,9 +270,16 @@ class AsyncRunner:
         task = asyncio.get_running_loop().create_task(self.run(flow))
         self._spawned.add(task)  # the loop itself keeps only a weak reference
         task.add_done_callback(self._spawned.discard)
+        task.add_done_callback(_report)
 
 
 _CLOSED = Refused(ShardUnavailableError("the client is closed"))
+
+
+def _report(ended: Future[None] | asyncio.Task[None]) -> None:
+    """Log what a spawned flow failed with: nobody waits for it, so nobody else would hear of it."""
+    if not ended.cancelled() and (error := ended.exception()) is not None:
+        _log.error("a background flow failed", exc_info=error)
 
 
 def _tell(requests: dict[int, Request], state: RouterState) -> Flow[None]:

@@ -64,7 +64,9 @@ class World:
         self._count = 0
         self.loss = self.rng.choice((0.0, 0.02, 0.1))
         self.repeats = self.rng.choice((0.0, 0.05))
-        self.slow = self.rng.choice((0.0, 0.1))
+        self.slow = self.rng.choice((0.0, 0.1, 0.3))
+        self.timeout_s = self.rng.choice((0.7, 3.0))
+        self.lock_wait_s = self.rng.choice((0.05, 0.5))
         self.cut: set[str] = set()
         self.shards = [SimulatedShard(self, number) for number in range(SHARDS)]
         self.routers = [SimulatedRouter(self, number) for number in range(ROUTERS)]
@@ -176,7 +178,7 @@ class SimulatedRouter:
         tasks = getattr(self, "tasks", [])
         self.tasks: list[Task] = []
         clock = SimulatedClock(self.world)
-        config = RouterConfig(timeout_s=3.0)
+        config = RouterConfig(timeout_s=self.world.timeout_s, lock_wait_s=self.world.lock_wait_s)
         self.router = Router(initial_map(SHARDS), clock, random.Random(self.world.rng.random()), config)
         for task in tasks:
             task.end(None, Crashed())

@@ -450,3 +450,26 @@ def test_requests_go_to_their_lanes() -> None:
     """Every message that a shard takes is known to the outbox as a read, a write or a service request."""
     assert set(get_args(WriteRequest)) == outbox._WRITES
     assert set(get_args(ServiceRequest)) == outbox._SERVICE
+
+
+def test_a_bug_in_a_background_flow_is_logged(caplog: pytest.LogCaptureFixture) -> None:
+    router = new_router(1)
+
+    def background() -> Flow[None]:
+        yield Sleep(0)
+        raise ZeroDivisionError("a bug")
+
+    def flow() -> Flow[None]:
+        yield Spawn(background())
+
+    runner = SyncRunner(router, {})
+    runner.run(flow())
+    runner.close()
+
+    async def on_a_loop() -> None:
+        runner = AsyncRunner(router, {})
+        await runner.run(flow())
+        await runner.close()
+
+    asyncio.run(on_a_loop())
+    assert [record.exc_info is not None for record in caplog.records] == [True, True]

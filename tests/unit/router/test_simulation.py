@@ -19,7 +19,7 @@ from vecraft_router.reads import Reader
 def test_nothing_goes_wrong(seed: int) -> None:
     problems, transactions, reads = simulate(seed)
     assert not problems, f"seed {seed}: {problems[:5]}"
-    assert transactions > 20 and reads > 20, f"seed {seed} shows nothing: {transactions} transactions, {reads} reads"
+    assert transactions > 5 and reads > 5, f"seed {seed} shows nothing: {transactions} transactions, {reads} reads"
 
 
 def test_a_seed_is_the_whole_story() -> None:
