@@ -3,10 +3,11 @@
 A write, module by module:
 
 1. ``router.Router.commit`` makes the flow; ``splitting`` cuts the mutations by slot, one transaction part per shard.
-2. ``commit`` drives it: one shard → ``CommitOne``; several → ``Prepare`` to all, ``Decide`` at the primary, answer,
-   then ``Finish`` to the others in the background. It yields effects (``effects``), each a batch of questions.
-3. A runner (``runners``) stamps them with clock and map epoch and carries them through ports; on an event loop by way of
-   an ``outbox`` per shard, where the requests of all flows meet and leave together.
+2. ``commit`` makes attempts, ``attempt`` carries one through: one shard → ``CommitOne``; several → ``Prepare`` to all,
+   ``Decide`` at the primary, answer, then ``Finish`` to the others in the background. What it wants done it yields as
+   effects (``effects``).
+3. A runner (``runners``) stamps requests with clock and map epoch and carries them through ports; on an event loop by
+   way of an ``outbox`` per shard, where the requests of all flows meet and leave together.
 
 A search:
 
