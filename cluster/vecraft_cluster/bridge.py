@@ -11,7 +11,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any, TypeVar, get_args
+from typing import Any, TypeVar
 
 import ray
 from ray.exceptions import GetTimeoutError
@@ -29,17 +29,14 @@ from vecraft_data_model.messages import (
     Request,
     Response,
     Search,
-    ServiceRequest,
-    WriteRequest,
 )
 from vecraft_data_model.placement import ClusterMap
 from vecraft_router.effects import Ask, Effect, Flow, RefreshMap, Sleep, Spawn, Tell
+from vecraft_router.outbox import lane_of
 from vecraft_router.runners import HasState
 
 T = TypeVar("T")
 
-WRITES: frozenset[type] = frozenset(get_args(WriteRequest))
-SERVICE: frozenset[type] = frozenset(get_args(ServiceRequest))
 SERVICE_IN_FLIGHT = 8
 SERVICE_CALL_S = 24 * 3600.0
 SPAWN_THREADS = 4
@@ -88,7 +85,7 @@ class RayRunner:
         departed: list[tuple[Lane, Any]] = []
         for shard, request in requests.items():
             tickets[shard] = ticket = Ticket(request, deadline, gate)
-            lane = self._lane(shard, type(request))
+            lane = self._lane(shard, request)
             call = lane.depart(ticket)
             if call is not None:
                 departed.append((lane, call))
@@ -96,14 +93,14 @@ class RayRunner:
             _await(departed, deadline)
         if requests and not gate.wait(deadline - time.monotonic()):
             for shard, request in requests.items():
-                self._lane(shard, type(request)).give_up(tickets[shard])
+                self._lane(shard, request).give_up(tickets[shard])
         return {
             shard: Refused(ticket.answer) if isinstance(ticket.answer, VecraftError) else ticket.answer
             for shard, ticket in tickets.items()
         }
 
-    def _lane(self, shard: int, kind: type) -> Lane:
-        group = "writes" if kind in WRITES else "service" if kind in SERVICE else "reads"
+    def _lane(self, shard: int, request: Request) -> Lane:
+        group = lane_of(request)
         lane = self._lanes.get((shard, group))
         if lane is None:
             lane = self._lanes.setdefault((shard, group), self._new_lane(shard, group))
@@ -112,7 +109,12 @@ class RayRunner:
     def _new_lane(self, shard: int, group: str) -> Lane:
         config = self._state.config
         service = group == "service"
-        in_flight = config.writes_in_flight if group == "writes" else config.reads_in_flight
+        in_flight = {
+            "reads": config.reads_in_flight,
+            "scans": config.scans_in_flight,
+            "writes": config.writes_in_flight,
+            "service": SERVICE_IN_FLIGHT,
+        }
         return Lane(
             self._directory,
             shard_name(self._cluster, shard),
@@ -121,7 +123,7 @@ class RayRunner:
             self._pack,
             self._unpack,
             self._launcher,
-            in_flight_max=SERVICE_IN_FLIGHT if service else in_flight,
+            in_flight_max=in_flight[group],
             batch_max=1 if service else config.max_batch_requests,
             queued_max=config.max_queued,
             weigh=vector_bytes,
@@ -148,7 +150,7 @@ class RayRunner:
             # Nobody waits for these tickets; their lane answers them and lets them go.
             deadline = self._state.deadline(self._state.config.background_s)
             for shard, request in effect.requests.items():
-                self._lane(shard, type(request)).send(Ticket(request, deadline, None))
+                self._lane(shard, request).send(Ticket(request, deadline, None))
         elif isinstance(effect, RefreshMap):
             try:
                 return self._refresh()

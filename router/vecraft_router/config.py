@@ -25,8 +25,10 @@ class RouterConfig(msgspec.Struct, frozen=True, kw_only=True):
         eventual_staleness_ms: How far in the past ``eventual`` reads over several shards are: longer than decisions
             usually take, so that they never wait.
         scan_rows_max: Most rows that one scan request asks of one shard.
-        reads_in_flight: Calls under way to one shard's read lane before further requests queue up (async runner).
-        writes_in_flight: The same for its write lane.
+        reads_in_flight: Calls under way in one shard's lane of quick reads before further requests queue up. One is
+            best: a second costs half as much CPU again per search, because batches are smaller.
+        scans_in_flight: The same for its lane of reads that may take long.
+        writes_in_flight: The same for its lane of writes.
         max_queued: Requests that may wait in one lane; more are refused with ``OverloadedError``.
         max_batch_requests: Most requests that leave as one call.
         max_batch_bytes: About the most vector bytes that leave as one call (one larger request leaves alone).
@@ -44,7 +46,8 @@ class RouterConfig(msgspec.Struct, frozen=True, kw_only=True):
     lock_wait_s: float = 0.5
     eventual_staleness_ms: int = 1500
     scan_rows_max: int = 10_000
-    reads_in_flight: int = 2
+    reads_in_flight: int = 1
+    scans_in_flight: int = 4
     writes_in_flight: int = 2
     max_queued: int = 4096
     max_batch_requests: int = 256

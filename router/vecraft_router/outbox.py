@@ -4,6 +4,7 @@ While a call to the shard is in flight, further requests queue up, and leave tog
 timer: an idle shard is asked at once, a busy one gets larger batches. ::
 
     submit ─→ reads:   [· · · ·] ─┐  at most reads_in_flight calls
+    submit ─→ scans:   [· ·]     ─┤  (reads that may take long: no quick one waits behind them)
     submit ─→ writes:  [· · ·]   ─┼─→ port.execute(Batch) ─→ responses to the waiters
     submit ─→ service: [·]       ─┘  (checkpoints may take long: nothing else waits behind one)
 
@@ -27,7 +28,9 @@ from vecraft_data_model.messages import (
     Batch,
     Checkpoint,
     CommitOne,
+    Count,
     Decide,
+    Describe,
     Finish,
     PinSnapshot,
     Prepare,
@@ -37,6 +40,7 @@ from vecraft_data_model.messages import (
     Request,
     Resolve,
     Response,
+    Scan,
     Search,
     SetEf,
     Status,
@@ -47,7 +51,24 @@ from vecraft_router.state import RouterState
 _WRITES: Final = frozenset({CommitOne, Prepare, Decide, AbortTransaction, Resolve, Finish, Acknowledge})
 _SERVICE: Final = frozenset({Checkpoint, SetEf, Status, PinSnapshot, ReleaseSnapshot})
 _SERVICE_IN_FLIGHT: Final = 8
+_QUICK_QUERIES: Final = 8
 _SERVICE_CALL_S: Final = 24 * 3600.0
+
+
+def lane_of(request: Request) -> str:
+    """Return the lane a request travels in: ``"reads"``, ``"scans"``, ``"writes"`` or ``"service"``."""
+    kind = type(request)
+    if kind in _WRITES:
+        return "writes"
+    if kind in _SERVICE:
+        return "service"
+    if isinstance(request, Search):
+        slow = request.exact or request.where_document is not None or len(request.queries) > _QUICK_QUERIES
+    elif isinstance(request, Count):
+        slow = request.where is not None or request.where_document is not None
+    else:
+        slow = isinstance(request, Scan | Describe)
+    return "scans" if slow else "reads"
 
 
 class Outbox:
@@ -61,30 +82,29 @@ class Outbox:
 
     def __init__(self, shard: int, port: AsyncShardPort, state: RouterState) -> None:
         config = state.config
-        self._reads = _Lane(shard, port, state, config.reads_in_flight, config.max_batch_requests, config.max_call_s)
-        self._writes = _Lane(shard, port, state, config.writes_in_flight, config.max_batch_requests, config.max_call_s)
-        self._service = _Lane(shard, port, state, _SERVICE_IN_FLIGHT, 1, _SERVICE_CALL_S)
+        requests, call_s = config.max_batch_requests, config.max_call_s
+        self._lanes = {
+            "reads": _Lane(shard, port, state, config.reads_in_flight, requests, call_s),
+            "scans": _Lane(shard, port, state, config.scans_in_flight, requests, call_s),
+            "writes": _Lane(shard, port, state, config.writes_in_flight, requests, call_s),
+            "service": _Lane(shard, port, state, _SERVICE_IN_FLIGHT, 1, _SERVICE_CALL_S),
+        }
 
     @property
     def queued(self) -> int:
         """Requests that wait to be sent."""
-        return sum(len(lane.queue) for lane in (self._reads, self._writes, self._service))
+        return sum(len(lane.queue) for lane in self._lanes.values())
 
     def submit(self, request: Request, deadline: float) -> asyncio.Future[Response] | Refused:
         """Queue a request; the future holds its response at ``deadline`` (``Clock.monotonic``) at the latest.
 
         Refused at once when the lane is full, the deadline has passed or the outbox is closed.
         """
-        kind = type(request)
-        if kind in _WRITES:
-            return self._writes.submit(request, deadline)
-        if kind in _SERVICE:
-            return self._service.submit(request, deadline)
-        return self._reads.submit(request, deadline)
+        return self._lanes[lane_of(request)].submit(request, deadline)
 
     async def close(self) -> None:
         """Refuse what waits, and cancel what is under way (it may have been carried out)."""
-        await asyncio.gather(self._reads.close(), self._writes.close(), self._service.close())
+        await asyncio.gather(*(lane.close() for lane in self._lanes.values()))
 
 
 class _Waiter:
