@@ -51,7 +51,7 @@ class Costs:
         link, link_kb: Looking at one neighbour in the graph.
     """
 
-    scan_call: float = 60.0
+    scan_call: float = 45.0
     stream_kb: float = 0.03
     gather_row: float = 0.02
     gather_kb: float = 0.06

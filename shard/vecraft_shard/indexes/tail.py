@@ -18,6 +18,7 @@ float16 columns are widened per block. ``norms`` (Euclidean, float32, one per ro
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Protocol
@@ -34,7 +35,7 @@ BoolArray = npt.NDArray[np.bool_]
 Found = tuple[Int64Array, Float32Array]
 """Rows and their distances, nearest first, ties by record id."""
 
-_DIRECT_NUMBERS = 1 << 15
+_DIRECT_NUMBERS = 1 << 14
 """Up to so many numbers (rows × dim) skip the first step."""
 _FIRST_BLOCK_ROWS = 4096
 _FIRST_BLOCK_ROWS_OF_MANY = 1024
@@ -42,7 +43,9 @@ _BLOCK_GROWTH = 4
 _SCORES_PER_BLOCK = 1 << 22
 _COPIED_NUMBERS_PER_BLOCK = 1 << 21
 _PAIRS_AT_ONCE = 1 << 20
+_ONE_BLOCK_ROWS = 1 << 14
 _TINY_NORM = 1e-15
+_EPSILON = float(np.finfo(np.float32).eps)
 
 
 class VectorSource(Protocol):
@@ -201,7 +204,7 @@ def _blocks(rows: _Range | _Gathered, queries: Float32Array) -> Iterator[_Block]
     """Blocks from small, to find a limit, to as large as memory allows, to use it."""
     most = max(_SCORES_PER_BLOCK // len(queries), 256)
     if rows.copied:
-        most = min(most, max(_COPIED_NUMBERS_PER_BLOCK // queries.shape[1], 256))
+        most = min(most, _block_of_copies(queries))
     # Finding the first limit costs a partition of the first block per query.
     first, size = 0, min(_FIRST_BLOCK_ROWS if len(queries) == 1 else _FIRST_BLOCK_ROWS_OF_MANY, most)
     while first < rows.count:
@@ -210,6 +213,10 @@ def _blocks(rows: _Range | _Gathered, queries: Float32Array) -> Iterator[_Block]
             last = rows.count
         yield rows.block(first, last)
         first, size = last, min(size * _BLOCK_GROWTH, most)
+
+
+def _block_of_copies(queries: Float32Array) -> int:
+    return max(_COPIED_NUMBERS_PER_BLOCK // queries.shape[1], 256)
 
 
 # -------------------------------------------------------------------------------------------------- two steps
@@ -222,6 +229,8 @@ class _TooManyCandidates(Exception):
 def _scan(source: ScanSource, queries: Float32Array, k: int, rows: _Range | _Gathered) -> list[Found]:
     if not len(queries):
         return []
+    if len(queries) == 1 and rows.count <= (_ONE_BLOCK_ROWS if not rows.copied else _block_of_copies(queries)):
+        return [_scan_block(source, queries, k, rows.block(0, rows.count))]
     try:
         lines, found = _candidates(source.metric, queries, k, rows)
     except _TooManyCandidates:
@@ -232,6 +241,28 @@ def _scan(source: ScanSource, queries: Float32Array, k: int, rows: _Range | _Gat
         _settle(source, query, k, found[first:last])
         for query, first, last in zip(queries, bounds[:-1], bounds[1:], strict=True)
     ]
+
+
+def _scan_block(source: ScanSource, queries: Float32Array, k: int, block: _Block) -> Found:
+    """Both steps for one query and one block: what most filtered searches come down to, so without ceremony."""
+    query = queries[0]
+    wide = query.astype(np.float64)
+    norm = math.sqrt(wide.dot(wide))
+    gamma = _gamma(len(query))
+    if source.metric == "cosine":
+        queries = (wide / norm).astype(np.float32)[None, :]
+        norm = 1.0
+    query_norms = np.array([norm], np.float32)
+    lower, slack = _lower_bounds(source.metric, block, queries, query_norms, gamma)
+    bounds = lower[0]
+    if block.keep is not None:
+        bounds = np.where(block.keep, bounds, np.float32(np.inf))
+    near = block.keep
+    if k < len(bounds):
+        best = bounds.argpartition(k - 1)[:k]
+        limit = _upper(source.metric, bounds[best], slack[best], query_norms, gamma).max()
+        near = ~(bounds > limit) if near is None else near & ~(bounds > limit)
+    return _settle(source, query, k, block.rows if near is None else block.rows[near])
 
 
 def _settle(source: ScanSource, query: Float32Array, k: int, rows: Int64Array) -> Found:
@@ -251,7 +282,7 @@ def _candidates(
 ) -> tuple[Int64Array, Int64Array]:
     """Return (query number, row) of all pairs that may be among the k nearest, sorted by query."""
     count = len(queries)
-    gamma = (queries.shape[1] + 16) * float(np.finfo(np.float32).eps)
+    gamma = _gamma(queries.shape[1])
     query_norms = norms_of(queries)
     if metric == "cosine":
         queries = queries / query_norms[:, None]
@@ -290,6 +321,10 @@ def _candidates(
     return all_lines[order], all_rows[order]
 
 
+def _gamma(dim: int) -> float:
+    return (dim + 16) * _EPSILON
+
+
 def _lower_bounds(
     metric: str, block: _Block, queries: Float32Array, query_norms: Float32Array, gamma: float
 ) -> tuple[Float32Array, Float32Array]:
@@ -302,15 +337,15 @@ def _lower_bounds(
     vectors, norms = block.vectors, block.norms
     if metric == "cosine" and len(norms) and norms.min() < _TINY_NORM:  # products would underflow
         vectors, norms = vectors / norms[:, None], np.ones_like(norms)
-    scores: Float32Array = queries @ vectors.T
+    # One query is bound by memory, which one thread can saturate: BLAS would call in others for it, and wait for them.
+    scores: Float32Array = np.vecdot(vectors, queries[0])[None, :] if len(queries) == 1 else queries @ vectors.T
     if metric == "l2":
         squares = norms * norms
         scores *= -2
         scores += (1 - gamma) * squares
         return scores, (2 * gamma) * squares
     if metric == "cosine":
-        np.negative(scores, out=scores)
-        scores /= norms
+        scores /= -norms
         return scores, np.zeros(len(norms), np.float32)
     slack = gamma * norms * float(query_norms.max())
     np.negative(scores, out=scores)
