@@ -16,7 +16,7 @@ import logging
 import signal
 import socket
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Sequence
 from contextlib import contextmanager
 from types import FrameType
 from typing import TYPE_CHECKING, Any
@@ -165,17 +165,24 @@ def gateway_app(engine: Engine, settings: Settings, keys: Sequence[str] = (), li
         InvalidDataException: An API key that no header could carry.
     """
     from vecraft_db.client.rest_engine import WallClock
+    from vecraft_db.embedded import EmbeddedEngine
+    from vecraft_db.threaded_ports import ThreadedRunner
     from vecraft_db.tsne import render_tsne
     from vecraft_router.gateway.app import create_app
     from vecraft_router.gateway.context import Engine as GatewayEngine
     from vecraft_router.gateway.door import Limits
 
-    runner = _AsyncSide(engine)
+    close: Callable[[], Awaitable[None]] | None = None
+    runner: Any = _AsyncSide(engine)
+    if isinstance(engine, EmbeddedEngine):
+        runner = ThreadedRunner(engine.router, lambda: engine.hosts)
+        close = runner.close
     return create_app(
         GatewayEngine(engine.router, runner, WallClock(), engine.tokens),
         api_keys=keys,
         limits=limits or Limits(body_bytes_max=settings.max_body_bytes, timeout_s=settings.timeout),
         plotter=render_tsne,
+        on_shutdown=close,
     )
 
 

@@ -7,7 +7,7 @@ One request: :class:`~vecraft_router.gateway.door.Door` (id, key, bounded body) 
 :mod:`vecraft_router.gateway.routes`, which checks its arguments with the model room's validators, runs one flow of
 the router and encodes the answer → Door again (problem details, counters).
 
-FastAPI serves routing, ``/docs`` and ``/openapi.json``. Its pydantic validation is not used: bodies are msgspec
+FastAPI serves ``/docs`` and ``/openapi.json`` and routes requests. Its pydantic validation is not used: bodies are msgspec
 structs, checked values are the model room's, so REST and Python report the same errors. The gateway keeps no state
 between requests; any number of them can stand in front of one cluster.
 """
@@ -24,13 +24,15 @@ from fastapi import FastAPI
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import Response
+from starlette.routing import Route as StarletteRoute
+from starlette.types import Receive, Scope, Send
 
 from vecraft_router.gateway.auth import ApiKeys
 from vecraft_router.gateway.context import Engine, Gateway, Plotter
 from vecraft_router.gateway.door import Door, Limits
 from vecraft_router.gateway.metrics import GatewayMetrics
 from vecraft_router.gateway.problems import MEDIA_TYPE, problem_response
-from vecraft_router.gateway.routes import Route, catalog, records, searching, service, transactions
+from vecraft_router.gateway.routes import Handler, Route, catalog, records, searching, service, transactions
 
 DESCRIPTION = """
 A vector is a JSON list, or `{"b64": …, "dtype": "float32", "shape": [n]}`. Errors are RFC 9457 problem details with a
@@ -84,21 +86,9 @@ def create_app(
         redirect_slashes=False,
     )
     listed = [route for room in (searching, records, catalog, transactions, service) for route in room.routes(gateway)]
-    bodies = [route.body for route in listed if route.body is not None]
-    schemas, components = msgspec.json.schema_components(bodies, ref_template="#/components/schemas/{name}")
-    body_schemas = dict(zip(bodies, schemas, strict=True))
     for route in listed:
-        app.add_api_route(
-            route.path,
-            route.handler,
-            methods=[route.method],
-            summary=route.summary,
-            response_model=None,
-            response_class=Response,
-            openapi_extra=_openapi(route, body_schemas),
-            operation_id=_operation_id(route),
-        )
-    _publish(app, components)
+        app.router.routes.append(StarletteRoute(route.path, _Endpoint(route.handler), methods=[route.method]))
+    _publish(app, listed)
     app.add_exception_handler(HTTPException, _no_route)
     app.add_middleware(Door, limits=limits, keys=ApiKeys(api_keys), metrics=metrics)
     return app
@@ -115,37 +105,59 @@ async def _no_route(request: Request, error: Exception) -> Response:
     )
 
 
-def _openapi(route: Route, body_schemas: dict[Any, dict[str, Any]]) -> dict[str, Any]:
-    extra: dict[str, Any] = {
-        "responses": {
-            "200": {"description": route.answer, "content": {route.media_type: {}}},
-            "default": {"description": "Problem details", "content": {MEDIA_TYPE: {}}},
-        }
-    }
-    names = re.findall(r"{(\w+)(?::path)?}", route.path)
-    if names:
-        extra["parameters"] = [
-            {"name": name, "in": "path", "required": True, "schema": {"type": "string"}} for name in names
-        ]
-    if route.body is not None:
-        extra["requestBody"] = {"required": True, "content": {"application/json": {"schema": body_schemas[route.body]}}}
-    return extra
+class _Endpoint:
+    """A handler as an ASGI application. FastAPI's own wrapping of handlers costs more than most of them."""
+
+    def __init__(self, handler: Handler) -> None:
+        self._handler = handler
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        response = await self._handler(Request(scope, receive))
+        await response(scope, receive, send)
 
 
-def _operation_id(route: Route) -> str:
-    words = re.findall(r"\w+", route.path.replace(":path", ""))
-    return "_".join([route.method.lower(), *words])
-
-
-def _publish(app: FastAPI, components: dict[str, Any]) -> None:
-    """Add the bodies' schemas to what FastAPI generates for ``/openapi.json``."""
+def _publish(app: FastAPI, listed: Sequence[Route]) -> None:
+    """Describe the routes in ``/openapi.json``, and so in ``/docs``."""
     generate = app.openapi
 
     def openapi() -> dict[str, Any]:
         if app.openapi_schema is None:
             document = generate()
-            document.setdefault("components", {}).setdefault("schemas", {}).update(components)
+            bodies = [route.body for route in listed if route.body is not None]
+            schemas, components = msgspec.json.schema_components(bodies, ref_template="#/components/schemas/{name}")
+            body_schemas = dict(zip(bodies, schemas, strict=True))
+            paths: dict[str, Any] = {}
+            for route in listed:
+                paths.setdefault(route.path.replace(":path", ""), {})[route.method.lower()] = _operation(
+                    route, None if route.body is None else body_schemas[route.body]
+                )
+            document["paths"] = paths
+            document["components"] = {"schemas": components}
             app.openapi_schema = document
         return app.openapi_schema
 
     app.openapi = openapi  # type: ignore[method-assign]
+
+
+def _operation(route: Route, body_schema: dict[str, Any] | None) -> dict[str, Any]:
+    operation: dict[str, Any] = {
+        "summary": route.summary,
+        "operationId": _operation_id(route),
+        "responses": {
+            "200": {"description": route.answer, "content": {route.media_type: {}}},
+            "default": {"description": "Problem details", "content": {MEDIA_TYPE: {}}},
+        },
+    }
+    names = re.findall(r"{(\w+)(?::path)?}", route.path)
+    if names:
+        operation["parameters"] = [
+            {"name": name, "in": "path", "required": True, "schema": {"type": "string"}} for name in names
+        ]
+    if body_schema is not None:
+        operation["requestBody"] = {"required": True, "content": {"application/json": {"schema": body_schema}}}
+    return operation
+
+
+def _operation_id(route: Route) -> str:
+    words = re.findall(r"\w+", route.path.replace(":path", ""))
+    return "_".join([route.method.lower(), *words])

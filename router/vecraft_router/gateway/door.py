@@ -14,7 +14,7 @@ Pure ASGI, no task of its own: a middleware of the usual kind costs more than a 
 
 from __future__ import annotations
 
-import uuid
+import os
 from time import perf_counter
 
 import msgspec
@@ -126,7 +126,7 @@ class Door:
 def _request_id(given: bytes | None) -> str:
     if given is not None and 0 < len(given) <= 128 and all(0x21 <= byte <= 0x7E for byte in given):
         return given.decode("ascii")
-    return uuid.uuid4().hex
+    return os.urandom(16).hex()
 
 
 def _refuse_doubles(headers: list[tuple[bytes, bytes]]) -> None:
