@@ -20,8 +20,9 @@ from hypothesis import strategies as st
 from hypothesis.stateful import Bundle, RuleBasedStateMachine, consumes, initialize, invariant, rule
 
 from vecraft_data_model import CollectionSchema, DataPacket, QueryPacket, VectorPacket
-from vecraft_data_model.errors import RecordNotFoundError, WriteConflictException
+from vecraft_data_model.errors import RecordNotFoundError, SnapshotTooOldError, WriteConflictException
 from vecraft_db.client.vecraft_client import VecraftClient
+from vecraft_db.embedded import EmbeddedEngine
 
 DIM = 3
 IDS = [f"r{i}" for i in range(8)]
@@ -59,6 +60,7 @@ class DatabaseMachine(RuleBasedStateMachine):
 
     snapshots = Bundle("snapshots")
     shards = 1
+    history_retention_s = 600.0
 
     def __init__(self) -> None:
         super().__init__()
@@ -68,7 +70,9 @@ class DatabaseMachine(RuleBasedStateMachine):
         self.client.create_collection(CollectionSchema(name="c", dim=DIM))
 
     def open(self) -> VecraftClient:
-        return VecraftClient(root=str(self.folder / "root"), shards=self.shards)
+        return VecraftClient(
+            root=str(self.folder / "root"), shards=self.shards, history_retention_s=self.history_retention_s
+        )
 
     def teardown(self) -> None:
         self.client.close()
@@ -153,6 +157,19 @@ class DatabaseMachine(RuleBasedStateMachine):
         self.client.checkpoint()
 
     @rule()
+    def compact(self) -> None:
+        self.client.checkpoint(compact=True, index=True)
+
+    @rule()
+    def crash(self) -> None:
+        engine = self.client.engine
+        assert isinstance(engine, EmbeddedEngine)
+        for host in engine.hosts.values():
+            host.kill()
+        self.client.close()
+        self.client = self.open()
+
+    @rule()
     def restart(self) -> None:
         self.client.close()
         self.client = self.open()
@@ -167,6 +184,12 @@ class DatabaseMachine(RuleBasedStateMachine):
     @rule(kept=consumes(snapshots), query=vectors)
     def read_in_the_past(self, kept: tuple[int, Model], query: list[int]) -> None:
         ts, model = kept
+        try:
+            self._compare_past(ts, model, query)
+        except SnapshotTooOldError:
+            assert self.history_retention_s < 1
+
+    def _compare_past(self, ts: int, model: Model, query: list[int]) -> None:
         with self.client.snapshot(as_of=ts) as past:
             found = past.search("c", QueryPacket(query_vector=np.array(query), k=5, exact=True))
             assert [(r.record_id, r.distance) for r in found] == nearest(model, query, 5)
@@ -197,6 +220,12 @@ class ShardedDatabaseMachine(DatabaseMachine):
     shards = 3
 
 
+class ForgetfulDatabaseMachine(DatabaseMachine):
+    """The same where old versions are reclaimed at once: history is refused then, and never wrong."""
+
+    history_retention_s = 0.001
+
+
 _settings = settings(
     max_examples=15,
     stateful_step_count=25,
@@ -205,5 +234,7 @@ _settings = settings(
 )
 TestDatabase = DatabaseMachine.TestCase
 TestDatabase.settings = _settings
+TestForgetfulDatabase = ForgetfulDatabaseMachine.TestCase
+TestForgetfulDatabase.settings = _settings
 TestShardedDatabase = ShardedDatabaseMachine.TestCase
 TestShardedDatabase.settings = _settings

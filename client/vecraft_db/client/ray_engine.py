@@ -36,6 +36,10 @@ T = TypeVar("T")
 Flow = Generator[Any, Any, T]
 
 
+CLOCK_TIMEOUT_S = 2.0
+"""How long a new client waits to hear the shards' clocks; one that is down does not keep it from starting."""
+
+
 class RayEngine:
     """A cluster, and a router for it. Safe to use from several threads and event loops.
 
@@ -57,6 +61,9 @@ class RayEngine:
         else:
             self.router = cluster.router(config)
             self._runner = cluster.runner(self.router)
+            # So that a new client reads at or above what was committed before it came, even where a restarted shard's
+            # clock runs ahead of this machine's.
+            self._runner.run(self.router.status(deadline=self.router.deadline(CLOCK_TIMEOUT_S)))
         self._loops: weakref.WeakKeyDictionary[asyncio.AbstractEventLoop, AsyncRunner | AsyncRemoteRunner]
         self._loops = weakref.WeakKeyDictionary()
         self._lock = threading.Lock()

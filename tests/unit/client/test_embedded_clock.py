@@ -1,0 +1,28 @@
+"""A database that was killed shows everything acknowledged at once when it is opened again."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+
+from vecraft_data_model import CollectionSchema
+from vecraft_db.client.vecraft_client import VecraftClient
+from vecraft_db.embedded import EmbeddedEngine
+
+
+def test_a_new_client_reads_above_the_clocks_of_shards_that_were_killed(tmp_path: Path) -> None:
+    """Each kill leaves a shard's clock at its ceiling, ahead of the wall clock, and commits go on from there."""
+    client = VecraftClient(root=tmp_path / "root", shards=3)
+    client.create_collection(CollectionSchema(name="c", dim=2))
+    for round_ in range(5):
+        client.upsert("c", ids=[f"r{round_}"], vectors=np.ones((1, 2), np.float32))
+        engine = client.engine
+        assert isinstance(engine, EmbeddedEngine)
+        for host in engine.hosts.values():
+            host.kill()
+        client.close()
+        client = VecraftClient(root=tmp_path / "root")
+        assert client.count("c") == round_ + 1
+        assert [record.record_id for record in client.scan("c")] == [f"r{i}" for i in range(round_ + 1)]
+    client.close()
