@@ -97,6 +97,7 @@ class ShardHost:
         self._clock = clock or SystemClock()
         self._door = ReadWriteLatch()
         self._queue = WriteQueue(self._carry_out)
+        self._maintaining = threading.Lock()
         self._closed = False
         self._broken: BaseException | None = None
         self._opened_at = self._clock.monotonic()
@@ -142,8 +143,8 @@ class ShardHost:
 
     @contextmanager
     def paused(self) -> Iterator[Shard]:
-        """Keep writers and maintenance's changes waiting while the body runs; reads go on."""
-        with self._inside(), self._queue.turn(), self._latch.writer():
+        """Keep writers and maintenance waiting while the body runs, so that no file changes; reads go on."""
+        with self._inside(), self._maintaining, self._queue.turn(), self._latch.writer():
             yield self._shard
 
     def maintain_once(self, budget_ms: float = MAINTENANCE_BUDGET_MS) -> bool:
@@ -151,7 +152,8 @@ class ShardHost:
         with self._inside():
             shard = self._shard
             try:
-                more = shard.maintain(self._clock.now_ms(), budget_ms)
+                with self._maintaining:
+                    more = shard.maintain(self._clock.now_ms(), budget_ms)
             except BaseException as error:
                 # What maintenance changes, a checkpoint may make durable: do not go on from half a change. What is in
                 # memory alone has nothing to be recovered from, and no checkpoint that matters: it goes on.
