@@ -5,14 +5,20 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
+import pytest
 
+from vecraft_cluster.root import SystemClock
 from vecraft_data_model import CollectionSchema
 from vecraft_db.client.vecraft_client import VecraftClient
 from vecraft_db.embedded import EmbeddedEngine
 
 
-def test_a_new_client_reads_above_the_clocks_of_shards_that_were_killed(tmp_path: Path) -> None:
+def test_a_new_client_reads_above_the_clocks_of_shards_that_were_killed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Each kill leaves a shard's clock at its ceiling, ahead of the wall clock, and commits go on from there."""
+    moment = SystemClock().now_ms()
+    monkeypatch.setattr(SystemClock, "now_ms", lambda _: moment)  # it all happens within a millisecond
     client = VecraftClient(root=tmp_path / "root", shards=3)
     client.create_collection(CollectionSchema(name="c", dim=2))
     for round_ in range(5):
