@@ -225,7 +225,7 @@ class Admission:
             verify_payloads(payloads, vectors)
         if schema.dtype == np.float16:
             # The checksum covers what is stored, so it is computed anew from the rounded vectors.
-            vectors = _rounded(vectors)
+            vectors = as_matrix(_rounded(vectors), schema.dim, metric=schema.metric, ids=put.ids)
             payloads = reseal_payloads(payloads, vectors)
         return ResolvedPut(collection_id, put.ids, vectors, payloads)
 

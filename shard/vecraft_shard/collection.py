@@ -80,7 +80,7 @@ class Collection:
         self.measured_recall: float | None = None
         self.tuned_rows = 0
         self.changed = True
-        self._norms: Float32Array | None = np.empty(0, np.float32) if schema.metric == "cosine" else None
+        self._norms: Float32Array = np.empty(0, np.float32)
         self._slice_rows = _FIRST_SLICE_ROWS
         self._sorted_ids: list[str] = []
         self._sorted_count = 0
@@ -171,8 +171,8 @@ class Collection:
         return in_documents if found is None else found & in_documents
 
     @property
-    def norms(self) -> Float32Array | None:
-        """Euclidean norms of the rows, under cosine."""
+    def norms(self) -> Float32Array:
+        """Euclidean norms of the rows: they spare scans a pass over the vectors, whatever the metric."""
         return self._norms
 
     @property
@@ -287,17 +287,13 @@ class Collection:
         self.hnsw_saved = (stored.hnsw_file, stored.hnsw_rows, stored.hnsw_checksum)
 
     def _extend_norms(self) -> None:
-        """Compute the norms of all rows, blockwise, when a collection is opened; only cosine needs them."""
-        if self._norms is None:
-            return
+        """Compute the norms of all rows, blockwise, when a collection is opened."""
         rows, block = self.versions.rows, 8192
         for first in range(0, rows, block):
             last = min(rows, first + block)
             self._set_norms(first, np.ascontiguousarray(self.column.view(first, last), np.float32))
 
     def _set_norms(self, first: int, vectors: Float32Array) -> None:
-        if self._norms is None:
-            return
         last = first + len(vectors)
         if last > len(self._norms):
             grown = np.empty(max(last, 1024, len(self._norms) * 3 // 2), np.float32)

@@ -27,6 +27,7 @@ import numpy as np
 import numpy.typing as npt
 import xxhash
 
+from vecraft_data_model.distances import norms as norms_of
 from vecraft_data_model.errors import CorruptionError, InvalidDataException, UnsupportedMetricException
 from vecraft_shard.indexes.rowset import RowSet
 
@@ -38,6 +39,8 @@ _GROWTH = 1.5
 _INITIAL_CAPACITY = 1024
 _SEED = 100
 _READ_BYTES = 1 << 20
+_TINY_SQUARE = 1e-30
+_SHORTEST = np.float32(1e-45)
 
 
 class HnswIndex:
@@ -102,6 +105,8 @@ class HnswIndex:
             raise InvalidDataException(
                 f"queries must be float32 of shape (q, {self.dim}), got {queries.dtype} of shape {queries.shape}"
             )
+        if self.metric == "cosine":
+            queries = _lengthened(queries)
         try:
             labels, distances = self._index.knn_query(queries, depth, threads)
         except RuntimeError:
@@ -181,7 +186,7 @@ class HnswIndex:
             raise InvalidDataException(f"vectors must have shape (n, {self.dim}), got {batch.shape}")
         if not np.isfinite(batch).all():
             raise InvalidDataException("vectors must be finite: NaN would corrupt the graph")
-        return batch
+        return _lengthened(batch) if self.metric == "cosine" else batch
 
     def _search_thin(self, queries: Float32Array, k: int, depth: int) -> tuple[npt.NDArray[np.uint64], Float32Array]:
         """Search where some query finds fewer than ``depth`` rows: each for itself, for as many as it can reach."""
@@ -203,6 +208,17 @@ class HnswIndex:
             except RuntimeError:
                 depth = max(k, depth // 2) if depth > k else depth // 2
         return np.empty(0, np.uint64), np.empty(0, np.float32)
+
+
+def _lengthened(vectors: Float32Array) -> Float32Array:
+    """Make very short vectors unit ones: hnswlib, which normalises under cosine, would lose them to underflow."""
+    if len(vectors) == 1:  # the common case, in half a microsecond
+        shortest = vectors[0].dot(vectors[0])
+    else:
+        shortest = np.vecdot(vectors, vectors).min(initial=np.inf)
+    if shortest >= _TINY_SQUARE:
+        return vectors
+    return np.divide(vectors, np.maximum(norms_of(vectors), _SHORTEST)[:, None], dtype=np.float32)
 
 
 def _pick(labels: Int64Array, distances: Float32Array, k: int, allowed: RowSet) -> tuple[Int64Array, Float32Array]:

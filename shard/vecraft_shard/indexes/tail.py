@@ -216,7 +216,9 @@ def _blocks(rows: _Range | _Gathered, queries: Float32Array) -> Iterator[_Block]
 
 
 def _block_of_copies(queries: Float32Array) -> int:
-    return max(_COPIED_NUMBERS_PER_BLOCK // queries.shape[1], 256)
+    """Rows per block where vectors have to be copied."""
+    dim: int = queries.shape[1]
+    return max(_COPIED_NUMBERS_PER_BLOCK // dim, 256)
 
 
 # -------------------------------------------------------------------------------------------------- two steps

@@ -57,6 +57,18 @@ def test_float16_columns_are_taken_as_they_are() -> None:
     assert labels.tolist() == [[7]] and distances.tolist() == [[0.0]]
 
 
+def test_very_short_vectors_have_a_direction_under_cosine() -> None:
+    data = vectors(50) * np.float32(1e-30)
+    data[::2] *= np.float32(1e38)
+    index = HnswIndex(DIM, "cosine")
+    index.add(data)
+    for factor in (1e-30, 1.0):
+        queries = vectors(50) * np.float32(factor)
+        labels, distances = index.search(queries, 1, 50)
+        assert labels[:, 0].tolist() == list(range(50))
+        np.testing.assert_allclose(distances, 0, atol=1e-5)
+
+
 def test_asks_for_no_more_than_there_is() -> None:
     index = HnswIndex(DIM, "l2")
     assert index.search(vectors(2), 5, 10)[0].shape == (2, 0)
