@@ -7,9 +7,9 @@ One request: :class:`~vecraft_router.gateway.door.Door` (id, key, bounded body) 
 :mod:`vecraft_router.gateway.routes`, which checks its arguments with the model room's validators, runs one flow of
 the router and encodes the answer → Door again (problem details, counters).
 
-FastAPI serves ``/docs`` and ``/openapi.json`` and routes requests. Its pydantic validation is not used: bodies are msgspec
-structs, checked values are the model room's, so REST and Python report the same errors. The gateway keeps no state
-between requests; any number of them can stand in front of one cluster.
+FastAPI serves ``/docs`` and ``/openapi.json`` and routes requests. Its pydantic validation is not used: bodies are
+msgspec structs, checked values are the model room's, so REST and Python report the same errors. The gateway keeps no
+state between requests; any number of them can stand in front of one cluster.
 """
 
 from __future__ import annotations

@@ -3,8 +3,8 @@
 Refused here, before anything is looked at: compressed bodies (a megabyte may unfold to a gigabyte), bodies above the
 limit (by their declared length at once, otherwise as soon as they pass it), bodies that stop arriving, other media
 types than JSON, invalid UTF-8, bytes after the end, duplicate keys (two readers of one message may disagree on which
-counts), ``NaN`` and ``Infinity``, nesting beyond the interpreter's stack, more brackets than any honest batch has. Integers of any size stay integers: msgspec
-would turn 2**64 into a float, hence :mod:`json`.
+counts), ``NaN`` and ``Infinity``, nesting beyond the interpreter's stack, more brackets than any honest batch has.
+Integers of any size stay integers: msgspec would turn 2**64 into a float, hence :mod:`json`.
 
 What a value means is not decided here: the model room's validators do that, so that REST says what Python says.
 """
@@ -27,7 +27,7 @@ from vecraft_router.gateway.problems import Problem
 T = TypeVar("T")
 
 CONTAINERS_MAX = 4_000_000
-"""Arrays and objects in one body (a bracket in a string counts too): ``[[],[],…`` takes twenty times its size in memory."""
+"""Arrays and objects in one body (a bracket in a string counts too): ``[[],[],…`` takes twenty times its size."""
 
 
 class BodyBudget:
