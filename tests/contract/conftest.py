@@ -206,8 +206,9 @@ _NO_BACKUP = {"backup": "a gateway does not write files for its clients"}
 @place("rest", lacks=_NO_BACKUP)
 def rest(directory: Path) -> Iterator[VecraftClient]:
     """The REST client, with an API key."""
-    with serving(["k-1"], root=str(directory / "data"), shards=2) as url, VecraftClient(url=url, api_key="k-1") as client:
-        yield client
+    with serving(["k-1"], root=str(directory / "data"), shards=2) as url:
+        with VecraftClient(url=url, api_key="k-1") as client:
+            yield client
 
 
 @place("rest-async", lacks=_NO_BACKUP)
@@ -277,7 +278,8 @@ def make(client: VecraftClient, name: str) -> Callable[..., str]:
     numbers = itertools.count()
 
     def create(**settings: Any) -> str:
-        schema = CollectionSchema(**{"name": f"{name}.{next(numbers)}", "dim": 4} | settings)
+        fields: dict[str, Any] = {"name": f"{name}.{next(numbers)}", "dim": 4} | settings
+        schema = CollectionSchema(**fields)
         client.create_collection(schema)
         return schema.name
 

@@ -285,11 +285,12 @@ def test_bad_ids(client: VecraftClient, guarded: str, record_id: Any) -> None:
 
 def test_an_id_twice_in_one_batch(client: VecraftClient, guarded: str) -> None:
     packets = [DataPacket("twice", GOOD), DataPacket("once", GOOD), DataPacket("twice", GOOD)]
-    for call in (
+    calls: list[Callable[[], Any]] = [
         lambda: client.upsert(guarded, packets),
         lambda: client.upsert(guarded, ids=["twice", "once", "twice"], vectors=[GOOD] * 3),
         lambda: client.delete_many(guarded, ["twice", "good", "twice"]),
-    ):
+    ]
+    for call in calls:
         with pytest.raises(InvalidDataException, match="twice"):
             call()
 
@@ -387,8 +388,9 @@ def test_unknown_collections(client: VecraftClient, name: str) -> None:
     ids=str,
 )
 def test_bad_schemas(client: VecraftClient, name: str, settings: dict[str, Any], error: type[VecraftError]) -> None:
+    fields: dict[str, Any] = {"name": name, "dim": 4} | settings
     with pytest.raises(error):
-        client.create_collection(CollectionSchema(**{"name": name, "dim": 4} | settings))
+        client.create_collection(CollectionSchema(**fields))
     with pytest.raises(CollectionNotExistedException):
         client.count(name)
 

@@ -67,8 +67,8 @@ def test_a_scan_stands_still_while_others_write(client: VecraftClient, collectio
 
 def test_a_scan_goes_on_behind_its_cursor(client: VecraftClient, collection: str) -> None:
     ids = fill(client, collection, 30)
+    assert client.scan(collection, limit=12).cursor is None
     scan = client.scan(collection, limit=12)
-    assert scan.cursor is None
     assert [packet.record_id for packet in scan] == ids[:12]
     cursor = scan.cursor
     assert isinstance(cursor, str)

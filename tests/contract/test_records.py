@@ -7,6 +7,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import pytest
 
 from vecraft_data_model import CommitResult, DataPacket, QueryPacket, VectorPacket
@@ -31,6 +32,11 @@ METADATA: dict[str, Any] = {
 }
 
 
+def vector_of(packet: DataPacket) -> npt.NDArray[np.float32]:
+    assert packet.vector is not None
+    return packet.vector.to_numpy()
+
+
 def test_a_record_comes_back_as_it_went(client: VecraftClient, collection: str) -> None:
     vector = np.array([0.1, -2.5, 3e10, 1e-20], dtype=np.float32)
     assert client.insert(collection, DataPacket("a", vector, METADATA, "a document ☃")) is None
@@ -39,7 +45,7 @@ def test_a_record_comes_back_as_it_went(client: VecraftClient, collection: str) 
     assert got.metadata == METADATA
     assert type(got.metadata["whole"]) is int
     assert got.document == "a document ☃"
-    np.testing.assert_array_equal(got.vector.to_numpy(), vector)
+    np.testing.assert_array_equal(vector_of(got), vector)
     assert got.validate_checksum()
     assert got.checksum == DataPacket("a", vector, METADATA, "a document ☃").checksum
 
@@ -65,7 +71,7 @@ def test_nothing_and_empty_are_kept_apart(client: VecraftClient, collection: str
 )
 def test_a_vector_may_be_given_in_many_forms(client: VecraftClient, collection: str, vector: Any) -> None:
     client.insert(collection, DataPacket("a", vector))
-    np.testing.assert_array_equal(client.get(collection, "a").vector.to_numpy(), np.arange(1, 5, dtype=np.float32))
+    np.testing.assert_array_equal(vector_of(client.get(collection, "a")), np.arange(1, 5, dtype=np.float32))
 
 
 def test_insert_replaces_and_returns_what_was_there(client: VecraftClient, collection: str) -> None:
@@ -197,14 +203,14 @@ def test_a_retry_with_the_same_id_is_carried_out_once(client: VecraftClient, col
     client.insert(collection, DataPacket("a", [9, 9, 9, 9]))
     again = client.upsert(collection, ids=["a", "b", "c"], vectors=np.eye(3, 4), txn_id=f"retry-{collection}")
     assert again == first
-    np.testing.assert_array_equal(client.get(collection, "a").vector.to_numpy(), [9, 9, 9, 9])
+    np.testing.assert_array_equal(vector_of(client.get(collection, "a")), [9, 9, 9, 9])
 
 
 def test_the_same_id_with_other_content_is_refused(client: VecraftClient, collection: str) -> None:
     client.upsert(collection, ids=["a"], vectors=[[1, 2, 3, 4]], txn_id=f"once-{collection}")
     with pytest.raises(InvalidDataException, match="once-"):
         client.upsert(collection, ids=["a"], vectors=[[4, 3, 2, 1]], txn_id=f"once-{collection}")
-    np.testing.assert_array_equal(client.get(collection, "a").vector.to_numpy(), [1, 2, 3, 4])
+    np.testing.assert_array_equal(vector_of(client.get(collection, "a")), [1, 2, 3, 4])
 
 
 def test_a_retried_delete_tells_the_same_story(client: VecraftClient, collection: str) -> None:
@@ -240,7 +246,7 @@ def test_half_precision_rounds_once_and_stays_provable(client: VecraftClient, ma
     client.upsert(name, ids=["b"], vectors=vector[None])
     for record_id in ("a", "b"):
         got = client.get(name, record_id)
-        np.testing.assert_array_equal(got.vector.to_numpy(), vector.astype(np.float16).astype(np.float32))
+        np.testing.assert_array_equal(vector_of(got), vector.astype(np.float16).astype(np.float32))
         assert got.validate_checksum()
 
 
