@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import logging
 import shutil
+import signal
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import ray
@@ -81,16 +83,38 @@ def _start() -> None:
     shared = Path("/dev/shm")
     free = shutil.disk_usage(shared).free if shared.exists() else 0
     try:
-        ray.init(
-            address="local",
-            namespace=NAMESPACE,
-            include_dashboard=False,
-            log_to_driver=False,
-            logging_level=logging.ERROR,
-            object_store_memory=STORE_BYTES if free > 2 * STORE_BYTES else STORE_BYTES_MIN,
-        )
+        with _interrupts_held_back() as interrupted:
+            ray.init(
+                address="local",
+                namespace=NAMESPACE,
+                include_dashboard=False,
+                log_to_driver=False,
+                logging_level=logging.ERROR,
+                object_store_memory=STORE_BYTES if free > 2 * STORE_BYTES else STORE_BYTES_MIN,
+            )
+            if interrupted:
+                ray.shutdown()
     except (ray_errors.RayError, OSError, RuntimeError) as error:
         raise ShardUnavailableError(f"no Ray could be started on this machine: {error}") from error
+
+
+@contextmanager
+def _interrupts_held_back() -> Iterator[list[int]]:
+    """Let Ctrl-C wait until the body is over: a Ray that is half started leaves processes that nobody ends.
+
+    Yields a list that is not empty once there was one; ``KeyboardInterrupt`` is raised on leaving then.
+    """
+    interrupted: list[int] = []
+    if threading.current_thread() is not threading.main_thread():
+        yield interrupted  # signals only ever interrupt the main thread
+        return
+    before = signal.signal(signal.SIGINT, lambda number, frame: interrupted.append(number))
+    try:
+        yield interrupted
+    finally:
+        signal.signal(signal.SIGINT, before)
+    if interrupted:
+        raise KeyboardInterrupt
 
 
 def _attach(address: str) -> None:

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 import ray
 from ray import exceptions as ray_errors
 
-from vecraft_cluster.ports import Directory, RayShardPort, shard_name, translate, unwrap
+from vecraft_cluster.ports import Directory, Handle, RayShardPort, shard_name, translate, unwrap
 from vecraft_data_model.errors import StorageFailureException
 
 PAUSE_S = 600.0
@@ -34,12 +34,7 @@ class RemoteHost(RayShardPort):
             StorageFailureException: The shard went on before the body ended: what it read of the files does not count.
             ShardUnavailableError: The shard cannot be reached.
         """
-        handle = self._handles.find(self._actor)
-        try:
-            pause: int = unwrap(ray.get(handle.pause.remote(PAUSE_S), timeout=CALL_TIMEOUT_S))
-        except (ray_errors.RayError, TimeoutError) as error:
-            self._handles.gone(self._actor, error)
-            raise translate(error, f"shard {self._number}", shard=self._number) from error
+        handle, pause = self._pause()
         try:
             yield
         finally:
@@ -53,6 +48,17 @@ class RemoteHost(RayShardPort):
                 f"shard {self._number} was restarted, or went on writing, while its files were read; try again",
                 shard=self._number,
             )
+
+    def _pause(self) -> tuple[Handle, int]:
+        known = self._handles.known(self._actor)
+        handle = self._handles.find(self._actor)
+        try:
+            return handle, unwrap(ray.get(handle.pause.remote(PAUSE_S), timeout=CALL_TIMEOUT_S))
+        except (ray_errors.RayError, TimeoutError) as error:
+            self._handles.gone(self._actor, error)
+            if isinstance(error, ray_errors.ActorDiedError) and known is not None:
+                return self._pause()  # the handle was of an actor that was replaced since: look it up, once
+            raise translate(error, f"shard {self._number}", shard=self._number) from error
 
 
 def remote_hosts(cluster: str, shards: range, directory: Directory) -> dict[int, RemoteHost]:
