@@ -1,0 +1,11 @@
+"""Speed, measured against references in the same run; ``make bench`` runs it.
+
+Every figure is a ratio against what physics or the bare library allows, measured on the same data in alternation with
+it, because machines differ and are noisy. A row is the median of the rounds; CPU per operation stands beside it.
+
+    data       which vectors, filters aside
+    measure    rounds, medians, rows
+    search     §1: one embedded search against hnswlib and numpy
+    writes     §2: durable writes against write + fsync, indexing against hnswlib
+    cluster    §3: two shards on Ray against bare Ray calls
+"""
