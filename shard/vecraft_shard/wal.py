@@ -17,9 +17,9 @@ Invariants:
 * LSNs are dense and increasing from 1; epochs never go down; frames are chained across segments.
 * What ``append`` was given counts as a whole or not at all. It is durable when ``sync`` returned, not before.
 * A new segment is begun only after the one before is synced to its end: only the last may end in a torn frame.
-* A torn end is cut off. It is told from damage by the *durable LSN* that every frame carries: bytes may be missing only
-  where nothing says they had been synced. Any other damage, and any gap, is a :class:`CorruptionError` that names file
-  and offset.
+* A torn end is cut off. It is told from damage by the *durable LSN* that every frame carries, and by the mark beside
+  the segments (:mod:`vecraft_shard.wal_mark`): bytes may be missing only where nothing says they had been synced. Any
+  other damage, and any gap, is a :class:`CorruptionError` that names file and offset.
 * What ``replay`` gave out is durable once it is exhausted, even if the process before died between write and sync:
   nobody may see a record that a power failure could still take away.
 * After a failed write or sync nothing is known about the page cache, so the log is broken: every later call raises
@@ -38,6 +38,7 @@ from collections.abc import Iterator, Sequence
 from vecraft_data_model.errors import InvalidDataException, StorageFailureException
 from vecraft_data_model.ports import Disk, File
 from vecraft_shard.wal_format import SEGMENT_HEADER_BYTES, Piece, SegmentHeader, WalRecord, encode_frame
+from vecraft_shard.wal_mark import Mark
 from vecraft_shard.wal_replay import LogReader, segment_name
 
 __all__ = ["Wal", "WalRecord"]
@@ -65,6 +66,7 @@ class Wal:
         self._salt = salt
         self._segments: list[int] = []  # first LSNs, ascending; the last is the one written to
         self._file: File | None = None  # the last segment; None until replayed, and after close
+        self._mark: Mark | None = None  # likewise
         self._state = "opened"
         self._failure: BaseException | None = None
         self._seed = 0
@@ -133,7 +135,9 @@ class Wal:
         reader = LogReader(self._disk, self._folder, epoch=self._epoch, after_lsn=self._after_lsn)
         try:
             yield from reader.records()
+            reader.check_mark()
             reader.repair()
+            self._mark = Mark(self._disk, self._folder)
             self._segments = reader.segments
             self._next_lsn = reader.next_lsn
             self._durable_lsn = reader.next_lsn - 1
@@ -240,10 +244,10 @@ class Wal:
             return
         try:
             self._open_file().sync()
+            self._note_durable()
         except BaseException as error:
             self._failure = error
             raise
-        self._durable_lsn = self._next_lsn - 1
 
     def rotate(self) -> None:
         """Begin a new segment, after making the current one durable; nothing happens if that one is empty.
@@ -258,7 +262,7 @@ class Wal:
             file = self._open_file()
             file.truncate(self._offset)
             file.sync()
-            self._durable_lsn = self._next_lsn - 1
+            self._note_durable()
             self._begin_segment()
             file.close()
         except BaseException as error:
@@ -304,9 +308,18 @@ class Wal:
     def close(self) -> None:
         """Close the files without a sync. Closing twice is harmless."""
         file, self._file = self._file, None
+        mark, self._mark = self._mark, None
         self._state = "closed"
+        if mark is not None:
+            mark.close()
         if file is not None:
             file.close()
+
+    def _note_durable(self) -> None:
+        """Everything appended is synced: say so in every later frame, and in the mark."""
+        self._durable_lsn = self._next_lsn - 1
+        if self._mark is not None:
+            self._mark.write(self._durable_lsn)
 
     def _open_file(self) -> File:
         if self._file is None:

@@ -19,6 +19,7 @@ from collections.abc import Iterator
 from vecraft_data_model.errors import CorruptionError, StorageFailureException
 from vecraft_data_model.ports import Disk, File
 from vecraft_shard.wal_format import SEGMENT_HEADER_BYTES, FrameReader, SegmentHeader, WalRecord, records_of
+from vecraft_shard.wal_mark import mark_name, read_mark
 
 _SEGMENT_NAME = re.compile(r"(\d{20})\.wal")
 
@@ -81,6 +82,21 @@ class LogReader:
             if not reader.ends_in_zeros():
                 self._judge_end(reader, name, is_last=first_lsn == needed[-1] and self._unborn is None)
         self._check_end()
+
+    def check_mark(self) -> None:
+        """Check that the log, read to its end, reaches as far as it was synced.
+
+        Raises:
+            CorruptionError: Its end was cut off or damaged after it had been durable.
+        """
+        durable = read_mark(self._disk, self._folder)
+        if durable >= self.next_lsn:
+            self._corrupt(
+                segment_name(self._folder, self.segments[-1]) if self.segments else self._folder,
+                self.last.offset if self.last is not None else 0,
+                f"the log ends at LSN {self.next_lsn - 1}, but records up to {durable} were synced; restore a backup, "
+                f"or remove {mark_name(self._folder)} to go on without them",
+            )
 
     def repair(self) -> None:
         """Cut off a torn end, remove an unborn segment, and make what was read durable.
