@@ -1,0 +1,109 @@
+"""A router behind an actor: what is sent there, what comes back, and whose clock the deadlines go by. No Ray here."""
+
+from __future__ import annotations
+
+import random
+import time
+from typing import Any
+
+import numpy as np
+import pytest
+
+from vecraft_cluster.ports import decode, encode
+from vecraft_cluster.remote import (
+    REMOTE_METHODS,
+    RemoteRouter,
+    RouterCall,
+    deadline_of,
+    pack_calls,
+    unpack_answers,
+)
+from vecraft_cluster.root import SystemClock
+from vecraft_cluster.router_actor import RouterActor, RouterPlan, rebase
+from vecraft_data_model.errors import InvalidDataException, RecordNotFoundError, ShardUnavailableError
+from vecraft_data_model.hlc import timestamp
+from vecraft_data_model.placement import initial_map
+from vecraft_router.config import RouterConfig
+from vecraft_router.options import ReadOptions
+from vecraft_router.router import Router
+
+QUERY = np.ones((1, 4), dtype=np.float32)
+
+
+def remote_router() -> RemoteRouter:
+    return RemoteRouter(initial_map(2), SystemClock(), random.Random(1), RouterConfig(timeout_s=3))
+
+
+def test_every_method_of_a_router_that_asks_shards_can_be_called_remotely() -> None:
+    router = remote_router()
+    deadline = time.monotonic() + 1
+    flows: dict[str, Any] = {
+        "commit": router.commit([], deadline=deadline),
+        "delete_where": router.delete_where("c"),
+        "resolve": router.resolve("t"),
+        "get": router.get("c", ["a"]),
+        "search": router.search("c", QUERY, 3),
+        "scan_page": router.scan_page("c"),
+        "count": router.count("c"),
+        "list_collections": router.list_collections(),
+        "describe": router.describe("c"),
+        "choose_snapshot": router.choose_snapshot(),
+        "pin": router.pin(ttl_ms=1000),
+        "release": router.release("p"),
+        "set_ef": router.set_ef("c", 10),
+        "checkpoint": router.checkpoint(),
+        "status": router.status(),
+    }
+    assert set(flows) == REMOTE_METHODS
+    for method, flow in flows.items():
+        call = next(flow)
+        assert isinstance(call, RouterCall) and call.method == method
+        # What is sent is what a router there takes.
+        args, kwargs = rebase(call.args, call.kwargs, 1.0)
+        getattr(Router(initial_map(2), SystemClock(), random.Random(1)), method)(*args, **kwargs).close()
+        with pytest.raises(StopIteration) as result:
+            flow.send("the answer")
+        assert result.value.value == "the answer"
+
+
+def test_a_deadline_is_found_wherever_it_stands_and_moved_to_the_other_clock() -> None:
+    options = ReadOptions(min_ts=7, deadline=123.0)
+    assert deadline_of(("c", options), {}) == 123.0
+    assert deadline_of(("c",), {"options": options}) == 123.0
+    assert deadline_of(("c",), {"deadline": 5.0}) == 5.0
+    assert deadline_of(("c",), {"deadline": None}) is None
+
+    args, kwargs = rebase(("c", options), {"options": options, "deadline": 5.0, "limit": 3}, 99.0)
+    assert args[1] == kwargs["options"] == ReadOptions(min_ts=7, deadline=99.0)
+    assert kwargs["deadline"] == 99.0 and kwargs["limit"] == 3
+    assert rebase(("c",), {"deadline": None}, 99.0)[1] == {"deadline": None}
+
+
+def test_without_a_deadline_the_routers_own_timeout_counts() -> None:
+    call = next(remote_router().count("c"))
+    assert 2.5 < call.deadline - time.monotonic() <= 3
+
+
+def test_clocks_travel_both_ways() -> None:
+    router = remote_router()
+    seen = timestamp(SystemClock().now_ms(), 77)
+    router.state.observe(seen)
+    call = next(router.count("c"))
+    clock, calls = decode(pack_calls([call], router.state))
+    assert clock >= seen
+    assert calls[0][:3] == ("count", call.args, call.kwargs) and 2.5 < calls[0][3] <= 3
+
+    later = timestamp(SystemClock().now_ms() + 100)
+    error = RecordNotFoundError("gone", record_id="a")
+    answers = unpack_answers(encode((later, ["found", error])), router.state)
+    assert answers[0] == "found" and isinstance(answers[1], RecordNotFoundError)
+    assert router.state.hlc.last == later
+    with pytest.raises(ShardUnavailableError):
+        unpack_answers(encode(ShardUnavailableError("no controller")), router.state)
+
+
+async def test_a_router_actor_runs_nothing_but_router_methods() -> None:
+    actor = RouterActor(RouterPlan("c"))
+    router = Router(initial_map(1), SystemClock(), random.Random(1))
+    refused = await actor._one(router, None, "__reduce__", (), {}, 1.0)  # type: ignore[arg-type]
+    assert isinstance(refused, InvalidDataException)
