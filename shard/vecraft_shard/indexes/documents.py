@@ -5,10 +5,10 @@ Texts of *settled* rows (those in the last checkpoint) are in two FTS5 tables, w
     words_<n>     one token per word of ``filters.words``        $matches: exact, as the tokens are those words
     trigrams_<n>  every three characters in a row                $contains: candidates, then verified in the text
 
-Tokenizing is not left to SQLite, whose Unicode tables are others than Python's: words go in as ASCII (non-ASCII ones as
-``_`` and hexadecimal UTF-8, which no word looks like). Trigrams are made by SQLite; it stops at NUL, which is replaced
-before, in texts and in what is searched for. Query strings are made of quoted tokens only, so text never becomes
-syntax.
+What a word is is not left to SQLite, whose Unicode tables are others than Python's: words go in as ``filters.words``
+gives them, with spaces between, and the ``ascii`` tokenizer leaves them whole. Trigrams are made by SQLite; it stops at
+NUL, which is replaced before, in texts and in what is searched for. Query strings are made of quoted tokens only, so
+text never becomes syntax.
 
 Texts of rows after those, and any text when a substring is shorter than three characters, are read and looked at. What
 was found is kept per condition with the number of rows it holds for: rows never change, so only later rows are looked
@@ -87,7 +87,7 @@ class DocumentIndex:
         execute = self._connection.execute
         execute(
             f"CREATE VIRTUAL TABLE {self._words} USING fts5"
-            "(text, content='', columnsize=0, detail=none, tokenize=\"ascii tokenchars '_'\")"
+            "(text, content='', columnsize=0, detail=none, tokenize='ascii')"
         )
         execute(
             f"CREATE VIRTUAL TABLE {self._trigrams} USING fts5"
@@ -114,7 +114,7 @@ class DocumentIndex:
         rows = [(row, text) for row, text in enumerate(texts, first_row) if text]
         self._connection.executemany(
             f"INSERT INTO {self._words} (rowid, text) VALUES (?, ?)",
-            ((row, " ".join(map(_token, words(text)))) for row, text in rows),
+            ((row, " ".join(words(text))) for row, text in rows),
         )
         self._connection.executemany(
             f"INSERT INTO {self._trigrams} (rowid, text) VALUES (?, ?)",
@@ -198,7 +198,7 @@ class DocumentIndex:
     def _search_tables(self, condition: _TextCondition, lo: int, hi: int) -> np.ndarray[Any, np.dtype[np.int64]]:
         """The rows ``[lo, hi)`` whose text matches, by the tables."""
         if isinstance(condition, TextMatches):
-            rows = self._query(self._words, map(_token, condition.words[:_TOKENS_ASKED]), lo, hi)
+            rows = self._query(self._words, condition.words[:_TOKENS_ASKED], lo, hi)
             return rows if len(condition.words) <= _TOKENS_ASKED else self._read(condition, rows)
         text = condition.text.replace("\0", "\ufffd")
         if len(text) < _TRIGRAM:
@@ -210,7 +210,7 @@ class DocumentIndex:
             return rows
         return self._read(condition, rows)
 
-    def _query(self, table: str, tokens: Any, lo: int, hi: int) -> np.ndarray[Any, np.dtype[np.int64]]:
+    def _query(self, table: str, tokens: Sequence[str], lo: int, hi: int) -> np.ndarray[Any, np.dtype[np.int64]]:
         """The rows ``[lo, hi)`` that have all tokens, ascending."""
         quoted = " AND ".join('"' + token.replace('"', '""') + '"' for token in tokens)
         found = self._connection.execute(
@@ -235,7 +235,3 @@ class DocumentIndex:
                 kept += [row for row, text in texts if text is not None and every.issubset(words(text))]
         return np.array(kept, np.int64)
 
-
-def _token(word: str) -> str:
-    """One FTS token of ASCII letters, digits and ``_`` for a word, different for different words."""
-    return word if word.isascii() else "_" + word.encode().hex()

@@ -66,9 +66,7 @@ class HnswIndex:
         self.count = 0
         """Rows in the graph, forgotten ones included."""
         self.forgotten = 0
-        self._index = self._fresh()
-        self._index.init_index(_INITIAL_CAPACITY, M=M, ef_construction=ef_construction, random_seed=_SEED)
-        self._configure()
+        self._index = self._fresh()  # takes room (2.6 MB of locks alone) only when the first rows come
 
     def add(self, vectors: npt.NDArray[np.floating], threads: int = 1) -> None:
         """Append the next rows: (n, dim), any float type, finite (and not zero under cosine)."""
@@ -76,7 +74,13 @@ class HnswIndex:
         if not len(batch):
             return
         needed = self.count + len(batch)
-        if needed > self._index.get_max_elements():
+        if not self.count:
+            self._index = self._fresh()
+            self._index.init_index(
+                max(needed, _INITIAL_CAPACITY), M=self.M, ef_construction=self.ef_construction, random_seed=_SEED
+            )
+            self._configure()
+        elif needed > self._index.get_max_elements():
             self._index.resize_index(max(needed, int(self._index.get_max_elements() * _GROWTH)))
         self._index.add_items(batch, np.arange(self.count, needed), num_threads=threads)
         self.count = needed

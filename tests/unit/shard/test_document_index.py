@@ -109,6 +109,26 @@ def test_equals_the_reference_evaluator(
     f.connection.close()
 
 
+def test_every_word_in_every_text() -> None:
+    f = Fixture()
+    f.add([*WORDS, *(f"{a} {b}" for a in WORDS for b in WORDS[::3]), *(a + b for a in WORDS for b in WORDS[::4]), None])
+    f.settle()
+    for word in WORDS:
+        for size in range(1, len(word) + 1):
+            where: dict[str, Any] = {"$contains": word[-size:]}
+            assert f.matching(where) == f.reference(where), where
+        if any(c.isalnum() for c in word):
+            for where in ({"$matches": word}, {"$matches": word + " cat"}):
+                assert f.matching(where) == f.reference(where), where
+
+
+def test_a_text_with_all_the_trigrams_need_not_hold_the_substring() -> None:
+    f = Fixture()
+    f.add(["abcd bcde", "abcde", "abcXbcd", "cde bcd abc"])
+    f.settle()
+    assert f.matching({"$contains": "abcde"}) == [1]
+
+
 @pytest.mark.parametrize(
     "hostile",
     ['" OR * NEAR(', "'; DROP TABLE words_3; --", "text:x", '"" AND', "a" * 70_000, "abc" * 999 + "d", "^x", "{a b}"],
