@@ -31,7 +31,9 @@ class JsonFormatter(logging.Formatter):
             "logger": record.name,
             "message": record.getMessage(),
         }
-        line.update({name: value for name, value in vars(record).items() if name not in _STANDARD})
+        # Libraries hang marks of their own, with an underscore, on every record.
+        given = {name: value for name, value in vars(record).items() if name not in _STANDARD and name[0] != "_"}
+        line.update(given)
         if record.exc_info and record.exc_info[0] is not None:
             line["exception"] = self.formatException(record.exc_info)
         try:
