@@ -125,7 +125,9 @@ class ShardHost:
         """
         if self._broken is not None:
             self._revive()
-        with self._door.shared():
+        door = self._door
+        door.enter_shared()
+        try:
             if self._closed or self._broken is not None:
                 raise self._no_shard()
             requests = batch.requests
@@ -138,6 +140,8 @@ class ShardHost:
                 return BatchReply(responses, shard.clock_last)
             solo = any(type(request) is Checkpoint for request in requests)
             reply = self._queue.submit(batch, timeout, solo=solo)
+        finally:
+            door.leave_shared()
         self._wake.set()
         return reply
 

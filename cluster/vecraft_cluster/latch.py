@@ -161,19 +161,38 @@ class ReadWriteLatch:
 
 
 class _Shared(AbstractContextManager[None]):
-    __slots__ = ("_enter", "_leave")
+    """``enter_shared`` and ``leave_shared``, written out: every search passes here, right after the graph's walk has
+    emptied the processor's caches, so each call that is saved counts several times over."""
+
+    __slots__ = ("_latch", "_readers")
 
     def __init__(self, latch: ReadWriteLatch) -> None:
-        self._enter = latch.enter_shared
-        self._leave = latch.leave_shared
+        self._latch = latch
+        self._readers = latch._readers
 
     def __enter__(self) -> None:
-        self._enter()
+        me = get_ident()
+        readers = self._readers
+        if me in readers:
+            readers[me] += 1
+            return
+        readers[me] = 1
+        latch = self._latch
+        if latch._closed and latch._owner != me:
+            latch._wait_to_read(me)
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._leave()
+        me = get_ident()
+        readers = self._readers
+        depth = readers[me]
+        if depth > 1:
+            readers[me] = depth - 1
+            return
+        del readers[me]
+        if self._latch._closed and not readers:
+            self._latch._drained.set()
 
 
 class _Exclusive(AbstractContextManager[None]):

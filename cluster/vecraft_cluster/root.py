@@ -52,9 +52,7 @@ class SystemClock:
         """Milliseconds since the Unix epoch."""
         return time.time_ns() // 1_000_000
 
-    def monotonic(self) -> float:
-        """Seconds from an arbitrary start."""
-        return time.monotonic()
+    monotonic = staticmethod(time.monotonic)
 
 
 class RootState(msgspec.Struct, frozen=True):

@@ -42,13 +42,14 @@ class SearchResult(msgspec.Struct, gc=False, eq=False, weakref=False):
     included: int = METADATA | DOCUMENT
     _metadata: Any = _UNREAD
     _document: Any = _UNREAD
+    _payload: Payload | None = None
 
     @property
     def metadata(self) -> dict[str, Json] | None:
         """The metadata; None if there are none, or they were not included."""
         if self._metadata is _UNREAD:
             wanted = self.payload is not None and self.included & METADATA
-            self._metadata = Payload(self.payload).metadata if wanted and self.payload is not None else None
+            self._metadata = self._decoder().metadata if wanted else None
         metadata: dict[str, Json] | None = self._metadata
         return metadata
 
@@ -57,9 +58,16 @@ class SearchResult(msgspec.Struct, gc=False, eq=False, weakref=False):
         """The document; None if there is none, or it was not included."""
         if self._document is _UNREAD:
             wanted = self.payload is not None and self.included & DOCUMENT
-            self._document = Payload(self.payload).document if wanted and self.payload is not None else None
+            self._document = self._decoder().document if wanted else None
         document: str | dict[str, Json] | None = self._document
         return document
+
+    def _decoder(self) -> Payload:
+        """The payload with its header read, kept for the other part."""
+        decoder = self._payload
+        if decoder is None:
+            self._payload = decoder = Payload(self.payload or b"")
+        return decoder
 
     @property
     def data_packet(self) -> DataPacket:

@@ -312,8 +312,14 @@ class PayloadLog:
         Raises:
             CorruptionError: One does not lie within what was written.
         """
-        read = self.read
-        return [read(offset, size) for offset, size in zip(offsets, sizes, strict=True)]
+        view, end = self._view, self._end
+        found: list[bytes] = []
+        for offset, size in zip(offsets, sizes, strict=True):  # ``read``, written out: every hit passes here
+            stop = offset + size
+            if offset < HEADER_BYTES or size < 0 or stop > end:
+                raise self._outside(offset, size)
+            found.append(bytes(view[offset:stop]))
+        return found
 
     def sync(self) -> None:
         """Make all payloads durable. Raises StorageFailureException."""

@@ -82,7 +82,7 @@ class Operations:
     def __init__(self, router: FlowRouter, settings: Settings) -> None:
         self.router = router
         self._settings = settings
-        self._default_options = ReadOptions(consistency=settings.consistency)
+        self.default_options = ReadOptions(consistency=settings.consistency)
         self._names: set[str] = set()  # that were found to be names, so that a search need not check again
 
     # ----------------------------------------------------------------------------------------------- catalog
@@ -351,7 +351,7 @@ class Operations:
     ) -> ReadOptions:
         """Return read options; what is not given is as configured."""
         if consistency is None and as_of is None and timeout is None and partial is False:
-            return self._default_options
+            return self.default_options
         if consistency is not None and as_of is not None:
             raise InvalidDataException("give consistency= or as_of=, not both: as_of= names the moment itself")
         return ReadOptions(

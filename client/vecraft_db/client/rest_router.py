@@ -118,7 +118,7 @@ class RestRouter:
     ) -> HttpFlow[Commit]:
         """Commit mutations, all or none; as ``Router.commit``."""
         until = self._until(deadline)
-        body: dict[str, Any] = {"operations": [_operation(mutation) for mutation in mutations], "format": "columns"}
+        body: dict[str, Any] = {"operations": [operation(mutation) for mutation in mutations], "format": "columns"}
         if want_preimages:
             body["preimages"] = True
         if snapshot is not None:
@@ -140,7 +140,7 @@ class RestRouter:
                 attempt += 1
                 yield Sleep(pause)
             else:
-                return _commit_of(data)
+                return commit_of(data)
 
     def delete_where(
         self,
@@ -153,10 +153,10 @@ class RestRouter:
     ) -> HttpFlow[Commit]:
         """Delete what matches, atomically; as ``Router.delete_where``."""
         chosen = self.new_txn_id() if txn_id is None else txn_id
-        body: dict[str, Any] = {"txn_id": chosen, **_filters(where, where_document)}
-        path = f"/collections/{_quoted(collection)}/delete"
+        body: dict[str, Any] = {"txn_id": chosen, **filters(where, where_document)}
+        path = f"/collections/{quoted(collection)}/delete"
         data = yield from self._write(path, body, chosen, self._until(options.deadline), self._headers(options))
-        return _commit_of(data)
+        return commit_of(data)
 
     def transaction(
         self,
@@ -184,7 +184,7 @@ class RestRouter:
         """Return the records of those ids, in that order, the missing left out."""
         include = ["metadata", "document", "vector"] if with_vectors else ["metadata", "document"]
         body = {"ids": list(ids), "include": include, "format": "columns"}
-        data = yield from self._read("POST", f"/collections/{_quoted(collection)}/get", body, options)
+        data = yield from self._read("POST", f"/collections/{quoted(collection)}/get", body, options)
         return RowsReply(data["snapshot"], rows_from_columns(data["rows"]))
 
     def search(
@@ -207,15 +207,15 @@ class RestRouter:
         body: dict[str, Any] = {
             "queries": to_base64(queries),
             "k": k,
-            "include": _parts(with_payloads, with_vectors),
+            "include": parts(with_payloads, with_vectors),
             "format": "columns",
-            **_filters(where, where_document),
+            **filters(where, where_document),
         }
         given = {"ef": ef, "max_distance": max_distance}
         body.update({name: value for name, value in given.items() if value is not None})
         flags = {"exact": exact, "explain": explain, "partial": options.partial}
         body.update({name: True for name, flag in flags.items() if flag})
-        data = yield from self._read("POST", f"/collections/{_quoted(collection)}/search_many", body, options)
+        data = yield from self._read("POST", f"/collections/{quoted(collection)}/search_many", body, options)
         explained = data["explain"]
         return Found(
             snapshot=data["snapshot"],
@@ -239,13 +239,13 @@ class RestRouter:
         """Return up to ``limit`` records after ``after`` in id order."""
         body: dict[str, Any] = {
             "limit": limit,
-            "include": _parts(with_payloads, with_vectors),
+            "include": parts(with_payloads, with_vectors),
             "format": "columns",
-            **_filters(where, where_document),
+            **filters(where, where_document),
         }
         if after is not None:
             body["after"] = after
-        data = yield from self._read("POST", f"/collections/{_quoted(collection)}/scan", body, options)
+        data = yield from self._read("POST", f"/collections/{quoted(collection)}/scan", body, options)
         return RowsReply(data["snapshot"], rows_from_columns(data["rows"]), data["more"])
 
     def count(
@@ -257,21 +257,21 @@ class RestRouter:
         options: ReadOptions = DEFAULT_OPTIONS,
     ) -> HttpFlow[CountReply]:
         """Return the exact number of records that match."""
-        body = _filters(where, where_document)
-        answer = yield from self._ask("POST", f"/collections/{_quoted(collection)}/count", body, options)
-        return CountReply(_snapshot_of(answer), _decoded(answer)["count"])
+        body = filters(where, where_document)
+        answer = yield from self._ask("POST", f"/collections/{quoted(collection)}/count", body, options)
+        return CountReply(snapshot_of(answer), decoded(answer)["count"])
 
     def list_collections(self, options: ReadOptions = DEFAULT_OPTIONS) -> HttpFlow[CatalogReply]:
         """Return the schemas of all collections, and the aliases, both at one snapshot."""
         answer = yield from self._ask("GET", "/collections", None, options)
-        snapshot = _snapshot_of(answer)
-        schemas = [CollectionSchema.from_dict(fields) for fields in _decoded(answer)]
+        snapshot = snapshot_of(answer)
+        schemas = [CollectionSchema.from_dict(fields) for fields in decoded(answer)]
         aliases = yield from self._read("GET", "/aliases", None, ReadOptions(as_of=snapshot, deadline=options.deadline))
         return CatalogReply(snapshot, schemas, aliases)
 
     def describe(self, collection: str, options: ReadOptions = DEFAULT_OPTIONS) -> HttpFlow[CollectionInfo]:
         """Return a collection's figures."""
-        data = yield from self._read("GET", f"/collections/{_quoted(collection)}", None, options)
+        data = yield from self._read("GET", f"/collections/{quoted(collection)}", None, options)
         return msgspec.convert(data, CollectionInfo)
 
     def choose_snapshot(self, options: ReadOptions = DEFAULT_OPTIONS) -> HttpFlow[int]:
@@ -304,7 +304,7 @@ class RestRouter:
 
     def set_ef(self, collection: str, ef: int | None, *, deadline: float | None = None) -> HttpFlow[None]:
         """Set a collection's search depth, not durably."""
-        path = f"/collections/{_quoted(collection)}/ef"
+        path = f"/collections/{quoted(collection)}/ef"
         yield from self._read("PUT", path, {"ef": ef}, ReadOptions(deadline=deadline))
 
     def checkpoint(
@@ -317,7 +317,7 @@ class RestRouter:
     def status(self, *, deadline: float | None = None) -> HttpFlow[dict[int, StatusReply | Refused]]:
         """Ask every shard for its figures."""
         data = yield from self._read("GET", "/cluster", None, ReadOptions(deadline=deadline))
-        return {entry["shard"]: _status_of(entry) for entry in data["shards"]}
+        return {entry["shard"]: status_of(entry) for entry in data["shards"]}
 
     # ----------------------------------------------------------------------------------------------- inside
 
@@ -340,12 +340,12 @@ class RestRouter:
             return {} if self._token is None else {"X-Session-Token": self._token}
 
     def _read(self, method: str, path: str, body: dict[str, Any] | None, options: ReadOptions) -> HttpFlow[Any]:
-        return _decoded((yield from self._ask(method, path, body, options)))
+        return decoded((yield from self._ask(method, path, body, options)))
 
     def _ask(self, method: str, path: str, body: dict[str, Any] | None, options: ReadOptions) -> HttpFlow[Answer]:
         answer = yield from self._send(method, path, body, self._headers(options), self._until(options.deadline))
         if isinstance(answer, NoAnswer):
-            raise _unanswered(answer, {})
+            raise unanswered(answer, {})
         if answer.status >= 400:
             raise error_of(answer)
         return answer
@@ -361,16 +361,16 @@ class RestRouter:
         answer = yield from self._send("POST", path, body, headers or {}, deadline)
         if isinstance(answer, NoAnswer):
             outcome = "unknown" if answer.sent else "aborted"
-            raise _unanswered(answer, {"txn_id": txn_id, "outcome": outcome})
+            raise unanswered(answer, {"txn_id": txn_id, "outcome": outcome})
         if answer.status >= 400:
             raise error_of(answer)
-        return _decoded(answer)
+        return decoded(answer)
 
     def _send(
         self, method: str, path: str, body: dict[str, Any] | None, headers: dict[str, str], deadline: float
     ) -> HttpFlow[Answer | NoAnswer]:
         """Send until there is an answer or no time left; ``NoAnswer.sent``: some attempt may have arrived."""
-        content = None if body is None else _encoded(body)
+        content = None if body is None else encoded(body)
         sent = False
         attempt = 0
         while True:
@@ -381,7 +381,7 @@ class RestRouter:
             if isinstance(answer, Answer):
                 self._learn(answer)
                 # A proxy, or a gateway that is full, spoke: no shard has decided anything.
-                if answer.status not in _BUSY or _is_problem(answer):
+                if answer.status not in _BUSY or is_problem(answer):
                     return answer
                 reason = f"the gateway answered {answer.status}"
             else:
@@ -406,119 +406,3 @@ class RestRouter:
             if ts > self._seen:
                 self._seen = ts
                 self._token = token
-
-
-def timestamp_in(token: str) -> int:
-    """Return the timestamp that a session token says in the open; 0 if it is not one."""
-    try:
-        ts: int = struct.unpack_from(">Q", base64.urlsafe_b64decode(token + "=" * (-len(token) % 4)))[0]
-    except (ValueError, struct.error):
-        return 0
-    return ts
-
-
-def error_of(answer: Answer) -> VecraftError:
-    """Return the error that a problem response stands for: the same class, message and details as on the server."""
-    try:
-        problem = msgspec.json.decode(answer.content)
-    except (msgspec.DecodeError, UnicodeDecodeError):
-        problem = None
-    if not isinstance(problem, dict) or "code" not in problem:
-        text = answer.content[:200].decode("utf-8", "replace")
-        return VecraftError(f"the gateway answered {answer.status}: {text}", status=answer.status)
-    details = problem.get("details")
-    error = VecraftError.from_dict(
-        {
-            "code": problem["code"],
-            "message": problem.get("detail", ""),
-            "details": details if isinstance(details, dict) else {},
-        }
-    )
-    if problem["code"] not in ERRORS_BY_CODE and answer.status in _REFUSED_INPUT:
-        return InvalidDataException(error.message, **error.details)
-    return error
-
-
-def _is_problem(answer: Answer) -> bool:
-    return answer.headers.get("content-type", "").startswith("application/problem+json")
-
-
-def _unanswered(answer: NoAnswer, details: dict[str, Any]) -> VecraftError:
-    if answer.sent:
-        what = "; the outcome is unknown, send it again with the same txn_id" if details else ""
-        return TimeoutException(f"the gateway did not answer until the deadline ({answer.reason}){what}", **details)
-    return ShardUnavailableError(f"no gateway could be reached until the deadline: {answer.reason}", **details)
-
-
-def _encoded(body: dict[str, Any]) -> bytes:
-    try:
-        return msgspec.json.encode(body)
-    except OverflowError:  # an integer beyond 64 bits in a filter, which is a number like any other
-        return json.dumps(body).encode()
-
-
-def _decoded(answer: Answer) -> Any:
-    return msgspec.json.decode(answer.content)
-
-
-def _snapshot_of(answer: Answer) -> int:
-    return int(answer.headers["x-vecraft-snapshot"])
-
-
-def _quoted(collection: str) -> str:
-    return quote(collection, safe="")
-
-
-def _parts(with_payloads: bool, with_vectors: bool) -> list[str]:
-    return [*(("metadata", "document") if with_payloads else ()), *(("vector",) if with_vectors else ())]
-
-
-def _filters(where: Filter | None, where_document: DocumentFilter | None) -> dict[str, Any]:
-    filters: dict[str, Any] = {}
-    if where is not None:
-        filters["where"] = where_of(where)
-    if where_document is not None:
-        filters["where_document"] = where_document_of(where_document)
-    return filters
-
-
-def _operation(mutation: Mutation) -> dict[str, Any]:
-    if isinstance(mutation, Put):
-        return {
-            "op": "upsert",
-            "collection": mutation.collection,
-            "ids": mutation.ids,
-            "vectors": to_base64(np.asarray(mutation.vectors)),
-            "payloads": pack_payloads(mutation.payloads),
-            "expect": mutation.expect,
-        }
-    if isinstance(mutation, Delete):
-        return {"op": "delete", "collection": mutation.collection, "ids": mutation.ids, "expect": mutation.expect}
-    if isinstance(mutation, CreateCollection):
-        return {"op": "create_collection", "schema": mutation.schema.to_dict()}
-    if isinstance(mutation, DropCollection):
-        return {"op": "drop_collection", "collection": mutation.name}
-    if isinstance(mutation, AlterCollection):
-        return {"op": "alter_collection", "collection": mutation.name, "changes": mutation.changes}
-    if isinstance(mutation, DropAlias):
-        return {"op": "drop_alias", "alias": mutation.alias}
-    return {"op": "set_alias", "alias": mutation.alias, "collection": mutation.name}
-
-
-def _commit_of(data: dict[str, Any]) -> Commit:
-    result = CommitResult(data["txn_id"], data["commit_ts"], data["count"])
-    columns = data.get("preimages")
-    preimages: Rows | None = None if columns is None else rows_from_columns(columns)
-    return Commit(result, preimages)
-
-
-def _status_of(entry: dict[str, Any]) -> StatusReply | Refused:
-    if entry["status"] != "up":
-        return Refused(ShardUnavailableError(str(entry.get("error", "no answer")), shard=entry["shard"]))
-    return StatusReply(
-        shard=entry["shard"],
-        epoch=entry["epoch"],
-        lsn=entry["lsn"],
-        figures=entry["figures"],
-        collections=entry["collections"],
-    )

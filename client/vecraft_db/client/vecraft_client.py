@@ -273,8 +273,12 @@ class VecraftClient(AbstractContextManager["VecraftClient"]):
         With ``partial`` the answer does without shards that cannot be reached, and names them in its ``missing``;
         with ``explain`` its ``explain`` says how each shard searched.
         """
-        options = self._options(consistency, as_of, timeout, partial)
-        return self._run(self._operations.search(collection, query, options, explain))
+        operations = self._operations
+        if consistency is None and as_of is None and timeout is None and partial is False:
+            options = operations.default_options
+        else:
+            options = operations.options(consistency, as_of, timeout, partial)
+        return self._run(operations.search(collection, query, options, explain))
 
     def search_many(
         self,
