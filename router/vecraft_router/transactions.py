@@ -310,7 +310,8 @@ class InteractiveTransaction:
     def _buffer(self, collection: str, deadline: float | None) -> Flow[WriteBuffer]:
         """Return the buffer of a collection, by its name or an alias of it."""
         yield from self.begin(deadline=deadline)
-        assert self._catalog is not None  # begin sets it
+        if self._catalog is None:
+            raise RuntimeError("a transaction that has begun knows the catalog")
         name = self._catalog.aliases.get(collection, collection)
         buffer = self._buffers.get(name)
         if buffer is None:
@@ -326,7 +327,8 @@ class InteractiveTransaction:
     def _get(
         self, buffer: WriteBuffer, ids: Sequence[str], with_vectors: bool, deadline: float | None
     ) -> Flow[RowsReply]:
-        assert self.snapshot is not None  # whoever has a buffer has begun
+        if self.snapshot is None:
+            raise RuntimeError("a transaction with a buffer has begun")
         theirs = [record_id for record_id in ids if record_id not in buffer]
         parts = [buffer.rows([record_id for record_id in ids if record_id in buffer.puts], with_vectors=with_vectors)]
         if theirs:

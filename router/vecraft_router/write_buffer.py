@@ -112,7 +112,8 @@ class WriteBuffer:
     ) -> list[Hits]:
         """Return, per query, the k nearest of the records ``ids`` put here, by exact distance."""
         rows = self.rows(ids, with_payloads=with_payloads)
-        assert rows.vectors is not None  # asked for by default
+        if rows.vectors is None:
+            raise RuntimeError("rows are read with their vectors unless said otherwise")
         answers = []
         for query in queries:
             distances = exact_distances(self.schema.metric, rows.vectors, query)
