@@ -198,6 +198,7 @@ def shard_config(settings: Settings) -> ShardConfig:
         max_clock_skew_ms=settings.max_clock_skew_ms,
         ceiling_ms=min(default.ceiling_ms, settings.max_clock_skew_ms - 1),
         ef_runtime=settings.ef_runtime or default.ef_runtime,
+        search_threads=os.cpu_count() or 1,
         verify_writes=False,
     )
 

@@ -23,6 +23,7 @@ class ShardConfig:
         max_clock_skew_ms: How far ahead of this node's clock a received timestamp may be.
         ceiling_ms: How far the durable clock ceiling runs ahead; below ``max_clock_skew_ms``.
         ef_runtime: HNSW search depth of a collection that has no measured depth and no override.
+        search_threads: Threads that the queries of one large request are spread over.
         index_slice_ms: Aim for the time that the background indexer keeps readers out at once.
         compact_dead_ratio: Share of dead rows at which a collection is rewritten.
         verify_writes: Check record checksums on arrival (off where client and shard share a process).
@@ -38,6 +39,7 @@ class ShardConfig:
     max_clock_skew_ms: int = 500
     ceiling_ms: int = 400
     ef_runtime: int = 64
+    search_threads: int = 1
     index_slice_ms: float = 5.0
     compact_dead_ratio: float = 0.25
     compact_min_rows: int = 1000
@@ -51,7 +53,14 @@ class ShardConfig:
             raise InvalidDataException(
                 f"ceiling_ms must lie between 0 and max_clock_skew_ms ({self.max_clock_skew_ms}), got {self.ceiling_ms}"
             )
-        positive = ("checkpoint_wal_bytes", "checkpoint_interval_s", "resolve_after_ms", "ef_runtime", "index_slice_ms")
+        positive = (
+            "checkpoint_wal_bytes",
+            "checkpoint_interval_s",
+            "resolve_after_ms",
+            "ef_runtime",
+            "search_threads",
+            "index_slice_ms",
+        )
         for name in positive:
             if getattr(self, name) <= 0:
                 raise InvalidDataException(f"{name} must be above 0, got {getattr(self, name)!r}")

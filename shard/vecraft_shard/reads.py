@@ -47,6 +47,9 @@ from vecraft_shard.state import ShardState
 from vecraft_shard.versions import NO_ROW
 
 
+_QUERIES_WORTH_THREADS = 16
+
+
 class CollectionView:
     """One collection at one snapshot, as the search executor sees it."""
 
@@ -138,7 +141,8 @@ class Reader:
             raise InvalidDataException(f"k must be at least 1, got {request.k}")
         _check_queries(request.queries, schema)
         view = CollectionView(collection, snapshot, self.ef_of(collection))
-        found = run_search(view, request, costs=self._costs)
+        threads = self._state.config.search_threads if len(request.queries) >= _QUERIES_WORTH_THREADS else 1
+        found = run_search(view, request, threads, self._costs)
         explain = explain_search(view, request, costs=self._costs) if request.explain else None
         ids = view.ids
         hits = []
