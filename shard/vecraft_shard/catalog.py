@@ -51,7 +51,8 @@ class CollectionEntry(msgspec.Struct):
         unknown = sorted(set(changes) - set(ALTERABLE))
         if unknown:
             raise InvalidDataException(
-                f"{unknown[0]!r} of collection {self.schema.name!r} cannot be altered; what can: {', '.join(ALTERABLE)}",
+                f"{unknown[0]!r} of collection {self.schema.name!r} cannot be altered; "
+                f"what can: {', '.join(ALTERABLE)}",
                 collection=self.schema.name,
             )
         recall = changes.get("target_recall", self.schema.target_recall)
