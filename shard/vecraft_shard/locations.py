@@ -12,14 +12,17 @@ A checkpoint *is* the commit of one SQLite transaction. After it, the file holds
     outcomes          txn id → commit timestamp (0: aborted), content hash, who has not acknowledged
 
 One connection per file, shared by the threads of a shard. Names of tables hold an ordinal, never a user's string.
+
+SQLite does not notice a flipped bit; :mod:`vecraft_shard.page_sums` does, whenever the file is opened.
 """
 
 from __future__ import annotations
 
 import json
+import logging
 import sqlite3
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -31,6 +34,10 @@ import numpy.typing as npt
 from vecraft_data_model.errors import CorruptionError, StorageFailureException
 from vecraft_data_model.schema import CollectionSchema
 from vecraft_shard.catalog import AliasEntry, Catalog, CollectionEntry
+from vecraft_shard.page_sums import PageSums
+from vecraft_shard.sqlite_errors import as_our_own
+
+logger = logging.getLogger(__name__)
 
 FORMAT_VERSION = 1
 
@@ -97,12 +104,35 @@ class Locations:
 
     def __init__(self, path: Path | None) -> None:
         self._name = str(path) if path is not None else ":memory:"
+        self._sums = None if path is None else PageSums(path)
+        if self._sums is not None:
+            self._sums.check_start()
         with self._guard():
             self.connection = sqlite3.connect(self._name, check_same_thread=False, isolation_level=None)
+        try:
+            self._start()
+        except BaseException:
+            self.close()
+            raise
+
+    def _start(self) -> None:
+        """Fold what a crash left in SQLite's log, verify, and make the tables of a new file.
+
+        Raises:
+            CorruptionError: A page is damaged, or the file is of another format version.
+        """
+        with self._guard():
             self.connection.execute("PRAGMA journal_mode=WAL")
             self.connection.execute("PRAGMA synchronous=FULL")
             self.connection.execute("PRAGMA cache_size=-4096")
+            self.connection.execute("PRAGMA wal_autocheckpoint=0")  # the sums of the pages come first
+            if self._sums is not None and self._sums.pending:
+                busy, pages, folded = self.connection.execute("PRAGMA wal_checkpoint(FULL)").fetchone()
+                if busy or pages != folded:
+                    raise StorageFailureException(f"{self._name} is in use by another process", file=self._name)
+                self._sums.verify()
             self.connection.executescript(_TABLES)
+            self._fold()
             found = self.meta("format_version", FORMAT_VERSION)
         if found != FORMAT_VERSION:
             raise CorruptionError(
@@ -112,8 +142,26 @@ class Locations:
 
     def close(self) -> None:
         """Close the connection, folding SQLite's own log into the file."""
-        with self._guard():
-            self.connection.close()
+        try:
+            with self._guard():
+                self.connection.close()
+        finally:
+            if self._sums is not None:
+                self._sums.close()
+
+    def _fold(self) -> None:
+        """After a commit: take up the checksums of its pages, then fold SQLite's log into the file and empty it.
+
+        The commit stands either way. If one of the two cannot be done now (the disk is full, a reader is at work), the
+        log keeps the pages, and the next commit does it for both.
+        """
+        if self._sums is None:
+            return
+        try:
+            if self._sums.follow():
+                self.connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchall()
+        except (sqlite3.OperationalError, StorageFailureException) as error:
+            logger.info("the log of %s is folded later: %s", self._name, error)
 
     @contextmanager
     def transaction(self) -> Iterator[None]:
@@ -127,6 +175,7 @@ class Locations:
                     self.connection.execute("ROLLBACK")
                 raise
             self.connection.execute("COMMIT")
+            self._fold()
 
     def verify(self) -> None:
         """Let SQLite check the whole file.
@@ -325,14 +374,8 @@ class Locations:
             row: tuple[Any, ...] | None = self.connection.execute(statement, values).fetchone()
             return row
 
-    @contextmanager
-    def _guard(self) -> Iterator[None]:
-        try:
-            yield
-        except sqlite3.OperationalError as error:
-            raise StorageFailureException(f"{self._name}: SQLite failed: {error}", file=self._name) from error
-        except sqlite3.DatabaseError as error:
-            raise CorruptionError(f"{self._name}: SQLite cannot read it: {error}", file=self._name) from error
+    def _guard(self) -> AbstractContextManager[None]:
+        return as_our_own(self._name)
 
 
 def _outcome(row: tuple[Any, ...]) -> Outcome:

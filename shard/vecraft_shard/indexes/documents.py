@@ -44,6 +44,7 @@ from vecraft_data_model.filters import (
 )
 from vecraft_shard.indexes.metadata import MetadataIndex
 from vecraft_shard.indexes.rowset import RowSet
+from vecraft_shard.sqlite_errors import DATABASE, as_our_own
 
 _TRIGRAM: Final = 3
 _TOKENS_ASKED: Final = 64
@@ -133,11 +134,14 @@ class DocumentIndex:
         Raises:
             CorruptionError: A segment of JSON documents is damaged.
         """
-        known = self._connection.execute("SELECT 1 FROM sqlite_master WHERE name = ?", (self._segments,)).fetchone()
+        query = f"SELECT segment FROM {self._segments} WHERE first_row < ? ORDER BY first_row"
+        with as_our_own(DATABASE):
+            execute = self._connection.execute
+            known = execute("SELECT 1 FROM sqlite_master WHERE name = ?", (self._segments,)).fetchone()
+            segments = execute(query, (rows,)).fetchall() if known else []
+        for (segment,) in segments:
+            self.json.load(segment)
         if known:
-            query = f"SELECT segment FROM {self._segments} WHERE first_row < ? ORDER BY first_row"
-            for (segment,) in self._connection.execute(query, (rows,)).fetchall():
-                self.json.load(segment)
             self.settled = rows
 
     # ------------------------------------------------------------------------------------------- writing
@@ -213,10 +217,11 @@ class DocumentIndex:
     def _query(self, table: str, tokens: Sequence[str], lo: int, hi: int) -> np.ndarray[Any, np.dtype[np.int64]]:
         """The rows ``[lo, hi)`` that have all tokens, ascending."""
         quoted = " AND ".join('"' + token.replace('"', '""') + '"' for token in tokens)
-        found = self._connection.execute(
-            f"SELECT rowid FROM {table} WHERE {table} MATCH ? AND rowid >= ? AND rowid < ? ORDER BY rowid",
-            (quoted, lo, hi),
-        ).fetchall()
+        with as_our_own(DATABASE):
+            found = self._connection.execute(
+                f"SELECT rowid FROM {table} WHERE {table} MATCH ? AND rowid >= ? AND rowid < ? ORDER BY rowid",
+                (quoted, lo, hi),
+            ).fetchall()
         return np.fromiter((row for (row,) in found), np.int64, len(found))
 
     def _read(

@@ -1,0 +1,28 @@
+"""SQLite's errors as ours: nobody above this room has to know which library failed."""
+
+from __future__ import annotations
+
+import sqlite3
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from vecraft_data_model.errors import CorruptionError, StorageFailureException
+
+DATABASE = "shard.sqlite"
+"""The one SQLite file of a shard."""
+
+
+@contextmanager
+def as_our_own(name: str) -> Iterator[None]:
+    """Turn what SQLite raises while it works on the file ``name`` into an error that names it.
+
+    Raises:
+        StorageFailureException: The disk failed or is full, or another process holds the file.
+        CorruptionError: SQLite cannot read what is there.
+    """
+    try:
+        yield
+    except sqlite3.OperationalError as error:
+        raise StorageFailureException(f"{name}: SQLite failed: {error}", file=name) from error
+    except sqlite3.Error as error:
+        raise CorruptionError(f"{name}: SQLite cannot read it: {error}", file=name) from error
