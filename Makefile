@@ -3,13 +3,15 @@
 #   make test     the whole test suite, real Ray included
 #   make serve    the REST server, on 127.0.0.1:8000        (ARGS='--port 9000 --root ./data')
 #   make check    ruff, mypy --strict, import layers, the fast tests
+#   make simulate the real shards and routers on virtual time, with faults (SEEDS=1000, or SEED=7 TRACE=1 to see one)
+#   make mutants  planted bugs: that the simulator finds each of them (MUTANTS='name …', SEEDS=5000)
 #   make bench    speed, against references measured in the same run
 #   make clean    removes what these made, but never a data directory
 
 PY := .venv/bin/python
 ARGS ?=
 
-.PHONY: demo test serve check bench lint types layers venv clean help
+.PHONY: demo test serve check simulate mutants bench lint types layers venv clean help
 help:
 	@sed -n 's/^#   //p' Makefile
 
@@ -38,6 +40,12 @@ layers: .venv/.installed
 
 check: lint types layers
 	$(PY) -m pytest -q -m "not slow and not ray" tests/unit tests/architecture $(ARGS)
+
+simulate: .venv/.installed
+	@$(PY) -m tests.simulation $(if $(SEED),1 $(SEED),$(or $(SEEDS),1000) --quiet) $(if $(TRACE),--trace) $(ARGS)
+
+mutants: .venv/.installed
+	@$(PY) -m tests.simulation.mutants --seeds $(or $(SEEDS),5000) $(MUTANTS)
 
 bench: .venv/.installed
 	@$(PY) -m benchmarks $(ARGS)

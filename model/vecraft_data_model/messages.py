@@ -152,10 +152,14 @@ class Resolve(Message, frozen=True):
 
 
 class Finish(Message, frozen=True):
-    """To the other participants: the decision. ``commit_ts`` 0 means aborted → ``Finished`` after its own fsync."""
+    """To the other participants: the decision. ``commit_ts`` 0 means aborted → ``Finished`` after its own fsync.
+
+    ``content_hash`` says of which content, if the sender knows: a client may have used one id for two.
+    """
 
     txn_id: str
     commit_ts: int
+    content_hash: bytes = b""
 
 
 class Acknowledge(Message, frozen=True):
@@ -301,11 +305,15 @@ class Hits(Message, frozen=True):
 
 
 class Committed(Message, frozen=True):
-    """Durable at ``commit_ts``. ``count`` records written or deleted by this shard; ``preimages`` when asked for."""
+    """Durable at ``commit_ts``. ``count`` records written or deleted by this shard; ``preimages`` when asked for.
+
+    ``content_hash``: of what was committed, for whoever asked by id alone.
+    """
 
     commit_ts: int
     count: int = 0
     preimages: Rows | None = None
+    content_hash: bytes = b""
 
 
 class Prepared(Message, frozen=True):

@@ -169,8 +169,10 @@ class Asker:
             for primary, (txn_id, shard) in asked.items():
                 decision = decisions[primary]
                 if isinstance(decision, Committed | Aborted) and shard != primary:
-                    commit_ts = decision.commit_ts if isinstance(decision, Committed) else 0
-                    yield Ask({shard: Finish(txn_id, commit_ts)}, deadline)
+                    finish = Finish(txn_id, 0)
+                    if isinstance(decision, Committed):
+                        finish = Finish(txn_id, decision.commit_ts, decision.content_hash)
+                    yield Ask({shard: finish}, deadline)
 
 
 def _ask_again(request: Request, reply: Undecided) -> Request:

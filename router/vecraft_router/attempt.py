@@ -110,6 +110,7 @@ class Attempt:
         self._parts = parts
         self._participants = sorted(parts)
         self._txn_id = parts[self._participants[0]].txn_id
+        self._content_hash = parts[self._participants[0]].content_hash
         self._blind = parts[self._participants[0]].snapshot is None
         self._primary = primary_of(self._txn_id, self._participants)
         self._deadline = deadline
@@ -233,7 +234,7 @@ class Attempt:
         """Tell the others of the commit, and the primary that they know. The primary would do it, only later."""
         others = [shard for shard in self._participants if shard != self._primary]
         until = self._state.deadline(self._state.config.background_s)
-        replies = yield Ask({shard: Finish(self._txn_id, commit_ts) for shard in others}, until)
+        replies = yield Ask({shard: Finish(self._txn_id, commit_ts, self._content_hash) for shard in others}, until)
         known = [shard for shard, reply in replies.items() if isinstance(reply, Finished)]
         if known:
             yield Ask({self._primary: Acknowledge(self._txn_id, known)}, until)
@@ -251,6 +252,8 @@ class Attempt:
         self._problem = error
         decision = yield from self._until_answered(AbortTransaction(self._txn_id))
         if isinstance(decision, Committed):
+            if decision.content_hash not in (b"", self._content_hash):
+                return Failed(_used_before(self._txn_id), release=self._release())
             if len(self._participants) > 1:
                 yield Spawn(self._spread(decision.commit_ts))
             return self._committed(decision.commit_ts, [decision])
@@ -318,7 +321,8 @@ class Attempt:
             self._problem = error
 
     def _release(self) -> dict[int, Request]:
-        return {shard: Finish(self._txn_id, 0) for shard in self._participants if shard != self._primary}
+        others = [shard for shard in self._participants if shard != self._primary]
+        return {shard: Finish(self._txn_id, 0, self._content_hash) for shard in others}
 
     def _committed(self, commit_ts: int, votes: list[Prepared | Committed]) -> Commit:
         # The commit is a fact, wherever its timestamp lies: the clock moves if that is sound, and nothing else happens.
@@ -328,6 +332,13 @@ class Attempt:
             CommitResult(self._txn_id, commit_ts, sum(vote.count for vote in votes)),
             concat_rows(preimages) if len(preimages) == len(votes) else None,
         )
+
+
+def _used_before(txn_id: str) -> VecraftError:
+    return InvalidDataException(
+        f"transaction id {txn_id!r} was used before with other content; an id names one transaction for ever",
+        txn_id=txn_id,
+    )
 
 
 def _is_locked(error: VecraftError) -> bool:

@@ -158,7 +158,10 @@ class Checkpointer:
             for part, documents in texts:
                 self._save_part(part, documents)
             locations.save_prepared(cut.prepared)
-            locations.save_outcomes(cut.outcomes, now_ms - int(state.config.txn_retention_s * 1000))
+            # An id may have been made ahead of its outcome, by a node whose clock is ahead: it is refused for its age
+            # before its outcome is forgotten.
+            kept_ms = int(state.config.txn_retention_s * 1000) + 2 * state.config.max_clock_skew_ms
+            locations.save_outcomes(cut.outcomes, now_ms - kept_ms)
         for part in cut.changed:
             part.collection.documents.settle(part.last_row)
 

@@ -332,8 +332,9 @@ class Shard:
     def deliver(self, shard: int, request: Request, response: Response, now_ms: int) -> None:
         """Take a peer's answer to one of the messages of :meth:`outgoing`."""
         match request, response:
-            case Resolve(txn_id=txn_id), Committed(commit_ts=commit_ts):
-                self.execute([Finish(txn_id, commit_ts)], now_ms)  # the primary asks, too, and learns of it then
+            case Resolve(txn_id=txn_id), Committed(commit_ts=commit_ts, content_hash=content_hash):
+                # the primary asks, too, and learns of it then
+                self.execute([Finish(txn_id, commit_ts, content_hash)], now_ms)
             case Resolve(txn_id=txn_id), Aborted():
                 self.execute([Finish(txn_id, 0)], now_ms)
             case Finish(txn_id=txn_id), Finished():

@@ -58,6 +58,7 @@ from vecraft_data_model.messages import (
 from vecraft_data_model.validation import txn_created_ms
 from vecraft_shard.admission import Admitted
 from vecraft_shard.collection import joined_rows
+from vecraft_shard.identity import check_fresh, check_same
 from vecraft_shard.locations import Outcome
 from vecraft_shard.records import (
     DecisionRecord,
@@ -177,16 +178,16 @@ class Participant:
         if decided is not None:
             answer(decided)
             return
-        self._check_fresh(txn, now_ms)
+        state = self._state
+        check_fresh(txn.txn_id, state.timeline, now_ms, state.config)
         try:
-            admitted = self._state.admission.admit(txn)
+            admitted = state.admission.admit(txn)
         except _FINAL as error:
             if error.details.get("locked"):
                 raise
             refused = Refused(error)
             self._log_abort(txn.txn_id, txn.content_hash, group, lambda: answer(refused), now_ms)
             return
-        state = self._state
         ts = state.timeline.assign(txn.txn_id, now_ms, state.shard_id, admitted.footprint)
         record = TransactionRecord(txn.txn_id, txn.content_hash, ts, admitted.mutations)
         preimages = preimages_of(admitted) if txn.want_preimages else None
@@ -210,10 +211,10 @@ class Participant:
             return
         prepared = state.prepared.get(txn.txn_id)
         if prepared is not None:
-            _check_same(txn.txn_id, prepared.record.content_hash, txn.content_hash)
+            check_same(txn.txn_id, prepared.record.content_hash, txn.content_hash)
             answer(Prepared(prepared.record.ts, prepared.count, prepared.preimages))
             return
-        self._check_fresh(txn, now_ms)
+        check_fresh(txn.txn_id, state.timeline, now_ms, state.config)
         admitted = state.admission.admit(txn)
         ts = state.timeline.assign(txn.txn_id, now_ms, request.primary, admitted.footprint)
         record = TransactionRecord(
@@ -257,7 +258,12 @@ class Participant:
             answer(Finished(request.txn_id))
             return
         done = Finished(request.txn_id)
-        if request.commit_ts:
+        other = bool(request.content_hash) and request.content_hash != prepared.record.content_hash
+        if other and not request.commit_ts:
+            answer(done)  # the id was used for two contents, and it is the other one that came to nothing
+            return
+        # If the primary committed another content under this id, it will never commit this one.
+        if request.commit_ts and not other:
             self._log_commit(prepared, request.commit_ts, [], group, lambda _: answer(done), now_ms)
         else:
             content_hash = prepared.record.content_hash
@@ -299,7 +305,7 @@ class Participant:
     # ----------------------------------------------------------------------------------- abort, in doubt
 
     def _abort(self, txn_id: str, group: WriteGroup, answer: Answer, now_ms: int) -> None:
-        decided = self._decided(txn_id)
+        decided = self._answer_by_id(txn_id)
         if decided is not None:
             answer(decided)
             return
@@ -309,7 +315,7 @@ class Participant:
         self._log_abort(txn_id, content_hash, group, lambda: answer(Aborted(txn_id)), now_ms)
 
     def _resolve(self, txn_id: str, group: WriteGroup, answer: Answer, now_ms: int) -> None:
-        decided = self._decided(txn_id)
+        decided = self._answer_by_id(txn_id)
         if decided is not None:
             answer(decided)
             return
@@ -320,6 +326,13 @@ class Participant:
             answer(Undecided([(txn_id, self._state.shard_id)]))
             return
         self._abort(txn_id, group, answer, now_ms)
+
+    def _answer_by_id(self, txn_id: str) -> Response | None:
+        """The outcome for somebody who may mean another content by that id: it says which it was."""
+        outcome = self._state.outcome_of(txn_id)
+        if outcome is None or not outcome.ts:
+            return None if outcome is None else Aborted(txn_id)
+        return Committed(outcome.ts, outcome.count, content_hash=outcome.content_hash)
 
     def _check_primary(self, txn_id: str) -> None:
         prepared = self._state.prepared.get(txn_id)
@@ -370,28 +383,12 @@ class Participant:
         if outcome is None:
             return None
         if content_hash is not None and outcome.content_hash:
-            _check_same(txn_id, outcome.content_hash, content_hash)
-        return Committed(outcome.ts, outcome.count) if outcome.ts else Aborted(txn_id)
-
-    def _check_fresh(self, txn: Transaction, now_ms: int) -> None:
-        created = txn_created_ms(txn.txn_id)
-        retention_ms = int(self._state.config.txn_retention_s * 1000)
-        if created is not None and now_ms - created > retention_ms:
-            raise InvalidDataException(
-                f"transaction id {txn.txn_id!r} was made {(now_ms - created) // 1000} s ago; outcomes are kept for "
-                f"{retention_ms // 1000} s, so an older id cannot be told from a repetition",
-                txn_id=txn.txn_id,
-            )
+            check_same(txn_id, outcome.content_hash, content_hash)
+        if not outcome.ts:
+            return Aborted(txn_id)
+        return Committed(outcome.ts, outcome.count)
 
 
 def preimages_of(admitted: Admitted) -> Rows:
     """The records that an admitted transaction will replace or delete, as they are now."""
     return joined_rows([collection.rows_of(rows, with_vectors=True) for collection, rows in admitted.replaced])
-
-
-def _check_same(txn_id: str, known: bytes, given: bytes) -> None:
-    if known != given:
-        raise InvalidDataException(
-            f"transaction id {txn_id!r} was used before with other content; an id names one transaction for ever",
-            txn_id=txn_id,
-        )

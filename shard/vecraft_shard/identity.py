@@ -1,0 +1,54 @@
+"""What the id of a transaction promises: one id, one content, once.
+
+An outcome is kept for ``txn_retention_s`` and recognised for as long. An id that says when it was made is refused when
+it is older than that, since it could be a repetition whose outcome is forgotten; and when it lies in the future, since
+it would outlive its outcome. An id that does not say it (chosen freely by a client) is recognised for as long as its
+outcome is kept, and no longer.
+"""
+
+from __future__ import annotations
+
+from vecraft_data_model.errors import InvalidDataException
+from vecraft_data_model.hlc import physical_ms
+from vecraft_data_model.validation import txn_created_ms
+from vecraft_shard.config import ShardConfig
+from vecraft_shard.timeline import Timeline
+
+
+def check_fresh(txn_id: str, timeline: Timeline, now_ms: int, config: ShardConfig) -> None:
+    """Refuse an id whose outcome may be forgotten, and one from the future.
+
+    Raises:
+        InvalidDataException: It was made too long ago, or too far ahead of this shard's clock.
+    """
+    created = txn_created_ms(txn_id)
+    if created is None:
+        return
+    now_ms = max(now_ms, physical_ms(timeline.clock.last))  # the wall clock may have jumped back
+    retention_ms = int(config.txn_retention_s * 1000)
+    if created - now_ms > config.max_clock_skew_ms:
+        raise InvalidDataException(
+            f"transaction id {txn_id!r} was made {created - now_ms} ms in the future; at most "
+            f"{config.max_clock_skew_ms} ms are accepted: set the clock of the client that made it",
+            txn_id=txn_id,
+            ahead_ms=created - now_ms,
+        )
+    if now_ms - created > retention_ms:
+        raise InvalidDataException(
+            f"transaction id {txn_id!r} was made {(now_ms - created) // 1000} s ago; outcomes are kept for "
+            f"{retention_ms // 1000} s, so an older id cannot be told from a repetition",
+            txn_id=txn_id,
+        )
+
+
+def check_same(txn_id: str, known: bytes, given: bytes) -> None:
+    """Refuse a second content for an id.
+
+    Raises:
+        InvalidDataException: The contents differ.
+    """
+    if known != given:
+        raise InvalidDataException(
+            f"transaction id {txn_id!r} was used before with other content; an id names one transaction for ever",
+            txn_id=txn_id,
+        )

@@ -1,0 +1,191 @@
+"""A disk that forgets what was not synced, tears writes at sectors, and stops the process at any step.
+
+Names follow ``OsDisk``: a file's name is durable once the file was made or renamed, a removal once its directory was
+synced. ``shard.sqlite`` alone lies on a real file system: SQLite's commits are taken as atomic and durable.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+
+from vecraft_data_model.errors import StorageFailureException
+
+SECTOR = 512
+Bytes = npt.NDArray[np.uint8]
+
+
+class Crash(BaseException):
+    """The process ends here, in the middle of whatever it is doing."""
+
+
+class Contents:
+    """Bytes that grow. Those from ``written`` on are zeros, and cost nothing."""
+
+    __slots__ = ("buffer", "length", "written")
+
+    def __init__(self) -> None:
+        self.buffer: Bytes = np.zeros(0, np.uint8)
+        self.length = 0
+        self.written = 0
+
+    def write(self, offset: int, block: bytes) -> None:
+        end = offset + len(block)
+        if end > self.length:
+            self.resize(end)
+        self.written = max(self.written, end)
+        self.buffer[offset:end] = np.frombuffer(block, np.uint8)
+
+    def resize(self, length: int) -> None:
+        if length < self.length or length > self.buffer.size:
+            self.written = min(self.written, length)
+            fresh = np.zeros(length if length < self.length else length + length // 4, np.uint8)
+            fresh[: self.written] = self.buffer[: self.written]
+            self.buffer = fresh
+        self.length = length
+
+    def copy(self) -> Contents:
+        other = Contents()
+        other.resize(self.length)
+        other.written = self.written
+        other.buffer[: self.written] = self.buffer[: self.written]
+        return other
+
+
+class SimulatedFile:
+    """A file as the process sees it, and as it would be after the power failed."""
+
+    def __init__(self, disk: SimulatedDisk, name: str) -> None:
+        self._disk = disk
+        self.name = name
+        self.live = Contents()
+        self.durable = Contents()
+        self.pending: list[tuple[int, bytes] | int] = []  # (offset, data) of a write, or the length of a truncation
+
+    def pwrite(self, data: bytes | memoryview, offset: int) -> None:
+        block = bytes(data)
+        try:
+            self._disk.step("write", self.name)
+        except (Crash, StorageFailureException):
+            part = block[: self._disk.rng.randint(0, len(block))]
+            self.live.write(offset, part)
+            self.pending.append((offset, part))
+            raise
+        self.live.write(offset, block)
+        self.pending.append((offset, block))
+
+    def pread(self, size: int, offset: int) -> bytes:
+        return self.live.buffer[offset : max(offset, min(offset + size, self.live.length))].tobytes()
+
+    def sync(self) -> None:
+        self._disk.step("sync", self.name)
+        for change in self.pending:
+            _apply(self.durable, change)
+        self.pending.clear()
+
+    def truncate(self, size: int) -> None:
+        self._disk.step("truncate", self.name)
+        self.live.resize(size)
+        self.pending.append(size)
+
+    def size(self) -> int:
+        return self.live.length
+
+    def map(self) -> Bytes:
+        view = self.live.buffer[: self.live.length]
+        view.flags.writeable = False
+        return view
+
+    def close(self) -> None:
+        pass
+
+    def lose_power(self, rng: random.Random) -> None:
+        """Become what the next start finds: what was synced, and some sectors of what was not."""
+        data = self.durable
+        keep = rng.choice((0.0, 0.5, 0.9, 1.0))
+        for change in self.pending:
+            if isinstance(change, int):
+                if rng.random() < keep:
+                    data.resize(change)
+                continue
+            offset, block = change
+            at = 0
+            while at < len(block):
+                size = min(SECTOR - (offset + at) % SECTOR, len(block) - at)
+                if rng.random() < keep:
+                    data.write(offset + at, block[at : at + size])
+                at += size
+        self.live, self.durable = data, data.copy()
+        self.pending = []
+
+
+class SimulatedDisk:
+    """The disk of one shard.
+
+    Args:
+        folder: Where ``shard.sqlite`` lies.
+        rng: Decides what survives.
+        on_step: Called before every operation with its kind and file name; it may raise :class:`Crash` or a
+            ``StorageFailureException``.
+    """
+
+    durable = True
+
+    def __init__(self, folder: Path, rng: random.Random, on_step: Callable[[str, str], None]) -> None:
+        self._folder = folder
+        self.rng = rng
+        self.step = on_step
+        self.files: dict[str, SimulatedFile] = {}
+        self._removed: dict[str, SimulatedFile] = {}
+
+    def open(self, name: str) -> SimulatedFile:
+        file = self.files.get(name)
+        if file is None:
+            self.step("make", name)
+            file = self.files[name] = SimulatedFile(self, name)
+            self._removed.pop(name, None)
+        return file
+
+    def exists(self, name: str) -> bool:
+        return name in self.files
+
+    def list(self, folder: str = "") -> Sequence[str]:
+        prefix = f"{folder}/" if folder else ""
+        return sorted(name for name in self.files if name.startswith(prefix) and "/" not in name[len(prefix) :])
+
+    def remove(self, name: str) -> None:
+        self.step("remove", name)
+        for found in [key for key in self.files if key == name or key.startswith(f"{name}/")]:
+            self._removed[found] = self.files.pop(found)
+
+    def rename(self, old: str, new: str) -> None:
+        self.step("rename", old)
+        self.files[new] = self.files.pop(old)
+
+    def sync_directory(self, folder: str = "") -> None:
+        self.step("sync directory", folder)
+        prefix = f"{folder}/" if folder else ""
+        self._removed = {name: file for name, file in self._removed.items() if not name.startswith(prefix)}
+
+    def path(self, name: str) -> Path | None:
+        return self._folder / name if name == "shard.sqlite" else None
+
+    def lose_power(self) -> None:
+        """Forget what was not synced."""
+        for name, file in self._removed.items():
+            if name not in self.files and self.rng.random() < 0.5:
+                self.files[name] = file
+        self._removed.clear()
+        for name in sorted(self.files):
+            self.files[name].lose_power(self.rng)
+
+
+def _apply(contents: Contents, change: tuple[int, bytes] | int) -> None:
+    if isinstance(change, int):
+        contents.resize(change)
+    else:
+        contents.write(*change)

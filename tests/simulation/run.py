@@ -1,0 +1,241 @@
+"""One seed from beginning to end: faults, rest, and what the checkers say."""
+
+from __future__ import annotations
+
+import hashlib
+import shutil
+import tempfile
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from tests.simulation.clients import Client
+from tests.simulation.content import ACCOUNTS, LISTS, OPENING_BALANCE, list_of, opening, value_of
+from tests.simulation.dependencies import Dependencies
+from tests.simulation.history import Operation, Read
+from tests.simulation.routers import SimulatedRouter
+from tests.simulation.shards import SimulatedShard
+from tests.simulation.truth import Truth
+from tests.simulation.world import World
+from vecraft_data_model.placement import initial_map
+from vecraft_router import Flow, ReadOptions, Router
+
+SETTLE_S = 10.0
+"""By then nothing may be prepared, locked or unacknowledged any more."""
+
+
+@dataclass(slots=True)
+class Result:
+    """What one seed gave.
+
+    Attributes:
+        problems: What is wrong; empty: nothing.
+        digest: Of everything that clients saw: equal for equal runs.
+        write_skew: Whether two transactions were skewed.
+    """
+
+    seed: int
+    problems: list[str]
+    digest: str = ""
+    commits: int = 0
+    reads: int = 0
+    faults: int = 0
+    events: int = 0
+    write_skew: bool = False
+    trace: list[str] = field(default_factory=list)
+
+
+def simulate(seed: int, *, trace: bool = False) -> Result:
+    """Run one seed."""
+    root = "/dev/shm" if Path("/dev/shm").is_dir() else None
+    folder = Path(tempfile.mkdtemp(prefix="vecraft-simulation-", dir=root))
+    try:
+        return Simulation(World(seed, folder, trace=trace)).run(seed)
+    finally:
+        shutil.rmtree(folder)
+
+
+class Simulation:
+    """A cluster, its clients, and the nemesis."""
+
+    def __init__(self, world: World) -> None:
+        self.world = world
+        self.shards: list[SimulatedShard] = []
+        for number in range(world.swarm.shards):
+            self.shards.append(SimulatedShard(world, number, self.shards))
+        self.routers = [SimulatedRouter(world, number, self.shards) for number in range(world.swarm.routers)]
+
+    def run(self, seed: int) -> Result:
+        """From the first transaction to the verdict."""
+        world = self.world
+        for mutations in opening(world.swarm.keys, world.swarm.accounts):
+            self._must("opening", lambda router, mutations=mutations: router.commit(mutations))  # type: ignore[misc]
+        world.calm = False
+        for number in range(world.swarm.clients):
+            Client(world, number, self.routers)
+        self._begin_faults()
+        world.run(world.now + world.swarm.length)
+        self._end_faults()
+        world.run(world.now + SETTLE_S)
+        self._check_rest()
+        lists = self._last_look()
+        truth = Truth(world.history)
+        truth.check()
+        self._check_balances()
+        self._check_files(truth)
+        dependencies = Dependencies(world.history, lists)
+        dependencies.check(serializable=world.swarm.isolation == "serializable")
+        for shard in self.shards:
+            shard._close()
+        history = world.history
+        seen = [(read.snapshot, repr(read.result)) for read in history.reads]
+        told = [(operation.told, operation.txn_id, operation.commit_ts) for operation in history.operations]
+        digest = hashlib.sha256(repr((seen, told, world.events)).encode()).hexdigest()[:16]
+        return Result(
+            seed,
+            history.problems,
+            digest,
+            len(truth.commits),
+            len(history.reads),
+            world.faults,
+            world.events,
+            bool(dependencies.write_skew),
+            world.trace or [],
+        )
+
+    def _must(self, kind: str, flow: Callable[[Router], Flow[Any]]) -> Any:
+        """Do something without faults, which therefore has to succeed."""
+        world, answers = self.world, []
+        operation = Operation(len(world.history.operations) + 1, -1, kind, world.now)
+        world.history.operations.append(operation)
+        router = self.routers[0]
+        router.run(operation, flow(router.router), lambda result, error: answers.append((result, error)))
+        until = world.now + 2 * world.swarm.router_timeout
+        while not answers and world.now < until:
+            world.run(world.now + 0.01)
+        if not answers or answers[0][1] is not None:
+            world.history.problem(f"{kind} failed without any faults: {answers}")
+            return None
+        return answers[0][0]
+
+    # ----------------------------------------------------------------------------------------------- faults
+
+    def _begin_faults(self) -> None:
+        swarm = self.world.swarm
+        for mean, what in (
+            (swarm.crashes, self._crash),
+            (swarm.router_crashes, lambda: self.world.rng.choice(self.routers).crash()),
+            (swarm.partitions, self._partition),
+            (swarm.clock_jumps, self._jump),
+            (swarm.disk_errors, self._fail_disk),
+            (0.5, self._administer),
+        ):
+            if mean:
+                self._again(mean, what)
+
+    def _again(self, mean: float, what: Callable[[], None]) -> None:
+        def happen() -> None:
+            if not self.world.calm:
+                what()
+                self._again(mean, what)
+
+        self.world.after(self.world.rng.expovariate(1 / mean), happen)
+
+    def _crash(self) -> None:
+        rng, shard = self.world.rng, self.world.rng.choice(self.shards)
+        if shard.shard is None:
+            return
+        power = rng.random() < self.world.swarm.power
+        if rng.random() < 0.3:
+            shard.crash(power=power)
+        else:
+            shard.loses_power, shard.crash_in = power, rng.choice((0, 1, 2, 3, 5, 8, 13, 30))
+
+    def _partition(self) -> None:
+        world = self.world
+        names = [shard.name for shard in self.shards] + [router.name for router in self.routers]
+        if len(names) < 2:
+            return
+        one, other = world.rng.sample(names, 2)
+        cut = {(one, other)} if world.rng.random() < 0.4 else {(one, other), (other, one)}
+        if world.rng.random() < 0.3:
+            cut = {(one, name) for name in names} | {(name, one) for name in names}
+        world.faults += 1
+        world.cut |= cut
+        world.note(f"cut off: {sorted(cut)}")
+        world.after(world.rng.uniform(0.01, 0.8), lambda: world.cut.difference_update(cut))
+
+    def _jump(self) -> None:
+        self.world.faults += 1
+        self.world.rng.choice([node.clock for node in self.shards] + [node.clock for node in self.routers]).jump()
+
+    def _fail_disk(self) -> None:
+        self.world.rng.choice(self.shards).fail_in = self.world.rng.randint(0, 5)
+
+    def _administer(self) -> None:
+        rng = self.world.rng
+        rng.choice(self.shards).checkpoint(compact=rng.random() < 0.5, index=rng.random() < 0.3)
+
+    def _end_faults(self) -> None:
+        world = self.world
+        world.calm = True
+        world.cut.clear()
+        world.note("faults end")
+        for shard in self.shards:
+            shard.crash_in = shard.fail_in = None
+            shard.start()
+        for router in self.routers:
+            router.start()
+
+    # ---------------------------------------------------------------------------------------------- at rest
+
+    def _check_rest(self) -> None:
+        problem = self.world.history.problem
+        for simulated in self.shards:
+            if simulated.shard is None:
+                problem(f"{simulated.name} is down long after the faults ended")
+                continue
+            state = simulated.shard._state
+            if state.prepared or state.timeline.undecided():
+                problem(f"{simulated.name} still holds {list(state.prepared)}, undecided {state.timeline.undecided()}")
+            if state.locks.written or state.locks.read or state.locks.names:
+                problem(f"{simulated.name} still locks {state.locks}")
+            if state.unacknowledged:
+                problem(f"{simulated.name} still waits for acknowledgements of {state.unacknowledged}")
+
+    def _last_look(self) -> dict[str, tuple[int, ...]]:
+        keys = [f"k{number}" for number in range(self.world.swarm.keys)]
+        started = self.world.now
+        reply = self._must("last look", lambda router: router.get(LISTS, keys, ReadOptions("strong")))
+        if reply is None:
+            return {}
+        operation = self.world.history.operations[-1]
+        read = Read(operation, "get", LISTS, reply.snapshot, "strong", started, 0, keys, reply)
+        self.world.history.reads.append(read)
+        return list_of(reply.rows)
+
+    def _check_balances(self) -> None:
+        swarm = self.world.swarm
+        for read in self.world.history.reads:
+            if read.collection == ACCOUNTS and len(read.arguments) == swarm.accounts and read.result.rows.ids:
+                total = sum(value_of(payload)["b"] for payload in read.result.rows.payloads)
+                if total != OPENING_BALANCE * swarm.accounts:
+                    self.world.history.problem(f"the balances at {read.snapshot} add up to {total}")
+
+    def _check_files(self, truth: Truth) -> None:
+        """Cut the power to all shards at last, and compare what they come back with."""
+        swarm, world = self.world.swarm, self.world
+        names = {record_id for _, record_id in truth.versions}
+        cluster_map = initial_map(swarm.shards)
+        for simulated in self.shards:
+            for restart in (False, True):
+                if restart:
+                    simulated._close()
+                    simulated.disk.lose_power()
+                    simulated.start()
+                if simulated.shard is None:
+                    world.history.problem(f"{simulated.name} does not come back")
+                    break
+                owned = [name for name in names if cluster_map.shard_of(name) == simulated.number]
+                truth.check_shard(simulated.shard, owned)

@@ -1,0 +1,100 @@
+"""What differs from seed to seed: the sizes, the workload and the faults of one simulated cluster.
+
+Each seed draws a configuration of its own (swarm testing, Groce et al., ISSTA 2012): some bugs show only under quiet
+load, some only under large skew, and a mixture of everything at once hides both.
+"""
+
+from __future__ import annotations
+
+import random
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True)
+class Swarm:
+    """The configuration of one seed. Times are seconds unless the name says otherwise."""
+
+    shards: int
+    routers: int
+    clients: int
+    keys: int
+    accounts: int
+    think: float
+    length: float
+    """How long clients and faults go on."""
+    isolation: str
+    weights: dict[str, float]
+    chosen_ids: float
+    """Share of transactions whose id the client chooses."""
+    foreign_ids: bool
+    """Whether chosen ids may hold no creation time, or one of a clock that is far off."""
+    loss: float
+    duplicates: float
+    slow: float
+    """Share of messages that take about a second."""
+    latency: float
+    silent: bool
+    """Whether nobody says that a stopped shard is stopped."""
+    partitions: float
+    """Mean time between faults of this kind; 0: never. The same for the next four."""
+    crashes: float
+    router_crashes: float
+    clock_jumps: float
+    disk_errors: float
+    power: float
+    """Share of crashes that lose what was not synced."""
+    skew_ms: int
+    sync_time: float
+    park: float
+    """Share of reads that are carried out in the middle of something else, as another thread would."""
+    router_timeout: float
+    resolve_after_ms: int
+    checkpoint_interval: float
+    retention: float
+    history: float
+    compact_rows: int
+
+    @classmethod
+    def draw(cls, rng: random.Random) -> Swarm:
+        """Draw a configuration."""
+        pick = rng.choice
+        kinds = ("append", "transfer", "blind", "get", "scan", "search", "alias", "interactive", "past", "skew")
+        weights = {kind: pick((0.0, 1.0, 1.0, 3.0)) for kind in kinds}
+        weights["get"] += 0.5
+        weights["append"] += 0.5
+        weights["alias"] *= 0.15
+        weights["reuse"] = pick((0.0, 0.0, 0.0, 0.5))
+        calm = rng.random() < 0.15
+        return cls(
+            shards=pick((1, 2, 2, 3, 3, 4)),
+            routers=pick((1, 2, 3)),
+            clients=pick((2, 3, 4, 6)),
+            keys=pick((2, 4, 8, 16)),
+            accounts=pick((2, 4, 6)),
+            think=pick((0.0, 0.005, 0.02, 0.08)),
+            length=pick((0.6, 1.0, 1.5, 3.0)),
+            isolation=pick(("snapshot", "snapshot", "serializable")),
+            weights=weights,
+            chosen_ids=pick((0.0, 0.5, 1.0)),
+            foreign_ids=rng.random() < 0.2,
+            loss=0.0 if calm else pick((0.0, 0.01, 0.05, 0.15)),
+            duplicates=0.0 if calm else pick((0.0, 0.05, 0.2)),
+            slow=0.0 if calm else pick((0.0, 0.01, 0.05)),
+            latency=pick((0.0002, 0.001, 0.005)),
+            silent=rng.random() < 0.5,
+            partitions=0.0 if calm else pick((0.0, 0.0, 0.5, 1.0)),
+            crashes=0.0 if calm else pick((0.0, 0.15, 0.4, 0.8)),
+            router_crashes=0.0 if calm else pick((0.0, 0.3, 0.8)),
+            clock_jumps=0.0 if calm else pick((0.0, 0.0, 0.3)),
+            disk_errors=0.0 if calm else pick((0.0, 0.0, 0.0, 1.0)),
+            power=pick((0.0, 0.5, 1.0)),
+            skew_ms=pick((0, 5, 50, 220)),
+            sync_time=pick((0.0001, 0.002, 0.01)),
+            park=pick((0.0, 0.3, 0.8)),
+            router_timeout=pick((0.5, 1.5, 3.0)),
+            resolve_after_ms=pick((100, 300, 1000)),
+            checkpoint_interval=pick((0.1, 0.5, 60.0)),
+            retention=pick((4.0, 3600.0, 3600.0)),
+            history=pick((0.3, 2.0, 600.0, 600.0)),
+            compact_rows=pick((4, 16, 1000)),
+        )

@@ -1,0 +1,115 @@
+"""One id, one content, once: ids used for two contents, ids of clocks that are off, ids that are forgotten."""
+
+from __future__ import annotations
+
+import random
+from pathlib import Path
+
+import pytest
+from shard_workbench import Bench, create, put
+
+from vecraft_data_model.errors import InvalidDataException
+from vecraft_data_model.messages import (
+    Aborted,
+    CommitOne,
+    Committed,
+    Decide,
+    Finish,
+    Finished,
+    Prepare,
+    Prepared,
+    Refused,
+    Resolve,
+    Transaction,
+)
+from vecraft_data_model.validation import new_txn_id
+
+ONE, OTHER = b"1" * 16, b"2" * 16
+
+
+@pytest.fixture
+def bench(tmp_path: Path) -> Bench:
+    bench = Bench(tmp_path, txn_retention_s=10.0)
+    bench.commit(create())
+    return bench
+
+
+def id_made(bench: Bench, ahead_ms: int) -> str:
+    return new_txn_id(bench.now_ms + ahead_ms, random.Random(1))
+
+
+def prepare(bench: Bench, txn_id: str, content: bytes, primary: int) -> int:
+    txn = Transaction(txn_id, content, [put("a", value=2)])
+    answer = bench.ask(Prepare(txn, primary, [0, 1]))
+    assert isinstance(answer, Prepared)
+    return answer.prepare_ts
+
+
+def test_the_answer_to_a_question_by_id_says_which_content_it_is_about(bench: Bench) -> None:
+    ts = prepare(bench, "t", ONE, primary=0)
+    assert isinstance(bench.ask(Decide("t", ts)), Committed)
+    answer = bench.ask(Resolve("t"))
+    assert isinstance(answer, Committed)
+    assert answer.content_hash == ONE
+
+
+def test_a_commit_of_another_content_is_the_end_of_this_one(bench: Bench) -> None:
+    """The primary committed something else under this id, so it can never commit this: the lock must go."""
+    ts = prepare(bench, "t", ONE, primary=1)
+    bench.shard.deliver(1, Resolve("t"), Committed(ts + 5, 1, content_hash=OTHER), bench.now_ms)
+    assert bench.get("a") == {}
+    assert isinstance(bench.commit(put("a", value=3)), Committed)
+    bench.crash()
+    assert bench.get("a") == {"a": {"v": 3}}
+
+
+def test_an_abort_of_another_content_does_not_touch_this_one(bench: Bench) -> None:
+    """Else one participant would give up what the primary may yet commit."""
+    ts = prepare(bench, "t", ONE, primary=1)
+    assert bench.ask(Finish("t", 0, OTHER)) == Finished("t")
+    assert bench.ask(Finish("t", ts, ONE)) == Finished("t")
+    assert bench.get("a") == {"a": {"v": 2}}
+
+
+def test_an_abort_of_this_content_or_of_any_releases_it(bench: Bench) -> None:
+    for content in (ONE, b""):
+        prepare(bench, f"t{content!r}", ONE, primary=1)
+        bench.ask(Finish(f"t{content!r}", 0, content))
+        assert isinstance(bench.commit(put("a", value=3)), Committed)
+
+
+def test_an_id_from_the_future_is_refused(bench: Bench) -> None:
+    """Its outcome would be looked for in the wrong place, and it would outlive its outcome."""
+    answer = bench.ask(CommitOne(Transaction(id_made(bench, 501), ONE, [put("a")])))
+    assert isinstance(answer, Refused)
+    assert isinstance(answer.error, InvalidDataException)
+    assert "in the future" in answer.error.message
+    assert isinstance(bench.ask(CommitOne(Transaction(id_made(bench, 500), ONE, [put("a")]))), Committed)
+
+
+def test_an_id_ahead_of_the_shard_is_recognised_after_a_checkpoint(bench: Bench) -> None:
+    txn = Transaction(id_made(bench, 500), ONE, [put("a")])
+    first = bench.ask(CommitOne(txn))
+    bench.pass_time(-500)  # the clock was set back
+    bench.shard.checkpoint(bench.now_ms)
+    assert bench.ask(CommitOne(txn)) == first
+
+
+def test_an_outcome_is_kept_until_its_id_is_refused_for_its_age(bench: Bench) -> None:
+    """Also for an id that was made by a node whose clock is ahead of the shard's."""
+    txn = Transaction(id_made(bench, 400), ONE, [put("a")])
+    first = bench.ask(CommitOne(txn))
+    for _ in range(150):
+        bench.pass_time(100)
+        bench.shard.checkpoint(bench.now_ms)
+        answer = bench.ask(CommitOne(txn))
+        if answer != first:
+            assert isinstance(answer, Refused)
+            assert "outcomes are kept for" in answer.error.message
+    assert isinstance(bench.ask(CommitOne(txn)), Refused)
+
+
+def test_an_id_that_was_never_heard_of_is_aborted_for_good(bench: Bench) -> None:
+    txn_id = id_made(bench, -2_000)
+    assert bench.ask(Resolve(txn_id)) == Aborted(txn_id)
+    assert bench.ask(CommitOne(Transaction(txn_id, ONE, [put("a")]))) == Aborted(txn_id)
