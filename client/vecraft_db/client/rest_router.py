@@ -12,52 +12,50 @@ id, which makes it happen once. When time is up, a write whose fate is unknown s
 
 from __future__ import annotations
 
-import base64
-import json
 import random
-import struct
 import threading
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, TypeVar, cast
 from urllib.parse import quote
 
 import msgspec
-import numpy as np
 
 from vecraft_data_model.errors import (
-    ERRORS_BY_CODE,
-    InvalidDataException,
-    ShardUnavailableError,
-    TimeoutException,
-    VecraftError,
     WriteConflictException,
 )
 from vecraft_data_model.filters import DocumentFilter, Filter
 from vecraft_data_model.hlc import timestamp_of
 from vecraft_data_model.messages import (
-    AlterCollection,
     CatalogReply,
     CountReply,
-    CreateCollection,
-    Delete,
-    DropAlias,
-    DropCollection,
     Float32Array,
     Mutation,
-    Put,
     Refused,
-    Rows,
     RowsReply,
     StatusReply,
 )
-from vecraft_data_model.packets import CollectionInfo, CommitResult
+from vecraft_data_model.packets import CollectionInfo
 from vecraft_data_model.ports import Clock
 from vecraft_data_model.schema import CollectionSchema
 from vecraft_data_model.validation import check_timeout, new_txn_id
-from vecraft_db.client.filter_json import where_document_of, where_of
 from vecraft_db.client.http_runner import Answer, Http, HttpFlow, NoAnswer
+from vecraft_db.client.rest_wire import (
+    commit_of,
+    decoded,
+    encoded,
+    error_of,
+    filters,
+    is_problem,
+    operation,
+    parts,
+    quoted,
+    snapshot_of,
+    status_of,
+    timestamp_in,
+    unanswered,
+)
 from vecraft_router.effects import Sleep
-from vecraft_router.gateway.columns import hits_from_columns, pack_payloads, rows_from_columns
+from vecraft_router.gateway.columns import hits_from_columns, rows_from_columns
 from vecraft_router.gateway.vectors import to_base64
 from vecraft_router.options import DEFAULT_OPTIONS, Bounded, ReadOptions
 from vecraft_router.results import Commit, Found, Pin
@@ -71,7 +69,6 @@ T = TypeVar("T")
 RETRY_FIRST_S = 0.02
 RETRY_MAX_S = 0.5
 _BUSY = frozenset({502, 503})
-_REFUSED_INPUT = frozenset({400, 408, 413, 415, 422})
 
 
 class RestRouter:

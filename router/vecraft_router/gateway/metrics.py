@@ -15,7 +15,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Mapping
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, ProcessCollector, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
@@ -50,6 +50,7 @@ class GatewayMetrics:
         )
         self.in_flight = Gauge("vecraft_http_requests_in_flight", "requests being served", registry=self.registry)
         self.body_bytes = Gauge("vecraft_http_body_bytes_held", "bytes of request bodies held", registry=self.registry)
+        ProcessCollector(registry=self.registry)  # memory, CPU, open files of this process
         self._known: dict[tuple[str, int], Counter] = {}
 
     def answered(self, method: str, status: int, kind: str | None, seconds: float) -> None:

@@ -26,7 +26,8 @@ from vecraft_data_model.errors import (
 from vecraft_data_model.messages import Delete
 from vecraft_db.client.async_client import AsyncVecraftClient
 from vecraft_db.client.http_runner import Answer, HttpRunner
-from vecraft_db.client.rest_router import RestRouter, error_of, timestamp_in
+from vecraft_db.client.rest_router import RestRouter
+from vecraft_db.client.rest_wire import error_of, timestamp_in
 from vecraft_db.client.vecraft_client import VecraftClient
 from vecraft_router.options import Bounded, ReadOptions
 from vecraft_router.session import SessionTokens

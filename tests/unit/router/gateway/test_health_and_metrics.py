@@ -88,6 +88,7 @@ async def test_every_family_is_told_once_by_real_shards(gateway: httpx.AsyncClie
     names = [line.split()[2] for line in text.splitlines() if line.startswith("# TYPE")]
     assert len(names) == len(set(names))
     told = {name.removesuffix("_total") for name in names}
+    assert "process_resident_memory_bytes" in told
     for figure in ("wal_bytes", "tail_rows", "index_rows", "dead_rows", "prepared_transactions"):
         assert f"vecraft_{figure}" in told
 
