@@ -25,6 +25,7 @@ from vecraft_cluster.root import RootState, SystemClock, new_root, open_root, sh
 from vecraft_data_model.errors import InvalidDataException, ShardUnavailableError
 from vecraft_data_model.ports import Disk
 from vecraft_db.backups import copy_root, replace_root
+from vecraft_db.client.engine import Runner, refuse_closed
 from vecraft_db.config import Settings
 from vecraft_router.config import RouterConfig
 from vecraft_router.router import Router
@@ -75,7 +76,7 @@ class EmbeddedEngine:
         config = RouterConfig(timeout_s=settings.timeout, max_clock_skew_ms=settings.max_clock_skew_ms)
         self.router = Router(self.state.cluster_map, self._clock, random.Random(), config)
         self._runner = SyncRunner(self.router, self.hosts)
-        self.run = self._runner.run
+        self.run: Runner = self._runner.run
         # A shard that was killed starts its clock ahead of the wall clock. A router that has heard of it sees at once
         # what was committed there; one that has not would read below that for a moment.
         self.run(self.router.status())
@@ -133,6 +134,7 @@ class EmbeddedEngine:
             if self._closed:
                 return
             self._closed = True
+            self.run = refuse_closed
             _open_engines.discard(self)
             if self._threads is not None:
                 self._threads.shutdown(wait=True)

@@ -22,7 +22,15 @@ from vecraft_data_model.query_packet import DEFAULT_INCLUDE, INCLUDABLE
 from vecraft_data_model.schema import CollectionSchema
 from vecraft_data_model.validation import check_integer, check_timeout, check_txn_id
 from vecraft_db.client.async_views import AsyncSnapshot, AsyncTransaction
-from vecraft_db.client.engine import BackupEngine, Engine, Flow, backup_engine, open_engine, settings_for_client
+from vecraft_db.client.engine import (
+    BackupEngine,
+    Engine,
+    Flow,
+    backup_engine,
+    open_engine,
+    refuse_closed,
+    settings_for_client,
+)
 from vecraft_db.client.operations import Operations, make_put
 from vecraft_db.client.plots import drawn_positions, existing, write_plot
 from vecraft_db.client.scans import AsyncScan, ScanPager
@@ -58,6 +66,7 @@ class AsyncVecraftClient(AbstractAsyncContextManager["AsyncVecraftClient"]):
         )
         self._engine: Engine = open_engine(self._settings)
         self._operations = Operations(self._engine.router, self._settings)
+        self._closed = False
 
     @classmethod
     async def open(cls, *arguments: Any, **named: Any) -> Self:
@@ -318,7 +327,9 @@ class AsyncVecraftClient(AbstractAsyncContextManager["AsyncVecraftClient"]):
         """As ``VecraftClient.transaction``: ``async with client.transaction() as tx``."""
         check_timeout(timeout)
         interactive = self._engine.router.transaction(
-            isolation=isolation, txn_id=None if txn_id is None else check_txn_id(txn_id)
+            isolation=isolation,
+            txn_id=None if txn_id is None else check_txn_id(txn_id),
+            options=self._operations.default_options,
         )
         return AsyncTransaction(self._engine, interactive, self._settings, timeout)
 
@@ -396,6 +407,7 @@ class AsyncVecraftClient(AbstractAsyncContextManager["AsyncVecraftClient"]):
 
     async def close(self) -> None:
         """As ``VecraftClient.close``."""
+        self._closed = True
         await asyncio.to_thread(self._engine.close)
 
     async def __aenter__(self) -> Self:
@@ -407,6 +419,8 @@ class AsyncVecraftClient(AbstractAsyncContextManager["AsyncVecraftClient"]):
         await self.close()
 
     async def _run(self, flow: Flow[T]) -> T:
+        if self._closed:
+            refuse_closed(flow)
         return await self._engine.run_async(flow)
 
     def _options(

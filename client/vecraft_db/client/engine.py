@@ -13,7 +13,7 @@ import os
 from collections.abc import Generator, Sequence
 from typing import Any, Protocol, TypeVar, runtime_checkable
 
-from vecraft_data_model.errors import InvalidDataException
+from vecraft_data_model.errors import InvalidDataException, ShardUnavailableError
 from vecraft_data_model.filters import DocumentFilter, Filter
 from vecraft_data_model.messages import (
     CatalogReply,
@@ -167,6 +167,14 @@ class FlowRouter(Protocol):
         ...
 
 
+class Runner(Protocol):
+    """Carries flows out."""
+
+    def __call__(self, flow: Flow[T]) -> T:
+        """Run a flow to its end, and return its result or raise its error."""
+        ...
+
+
 class Engine(Protocol):
     """A place where a database is. Safe to use from several threads.
 
@@ -206,6 +214,16 @@ class BackupEngine(Protocol):
     def restore(self, path: str | os.PathLike[str]) -> dict[str, Any]:
         """Replace the whole database by a backup."""
         ...
+
+
+def refuse_closed(flow: Flow[T]) -> T:
+    """The runner of a client that was closed.
+
+    Raises:
+        ShardUnavailableError: Always.
+    """
+    flow.close()
+    raise ShardUnavailableError("this client is closed")
 
 
 def backup_engine(engine: Engine, what: str) -> BackupEngine:

@@ -244,6 +244,8 @@ class Operations:
         """The k nearest records that match."""
         if not isinstance(query, QueryPacket):
             raise InvalidDataException(f"search takes a QueryPacket, got {shown(query)}")
+        if explain is not False:
+            check_flag(explain, "explain")
         name = collection if type(collection) is str and collection in self._names else self._checked_name(collection)
         include = query.include
         found = yield from self.router.search(

@@ -28,7 +28,15 @@ from vecraft_data_model.packets import CollectionInfo, CommitResult, DataPacket,
 from vecraft_data_model.query_packet import DEFAULT_INCLUDE, INCLUDABLE
 from vecraft_data_model.schema import CollectionSchema
 from vecraft_data_model.validation import check_integer, check_timeout, check_txn_id
-from vecraft_db.client.engine import BackupEngine, Engine, backup_engine, open_engine, settings_for_client
+from vecraft_db.client.engine import (
+    BackupEngine,
+    Engine,
+    Runner,
+    backup_engine,
+    open_engine,
+    refuse_closed,
+    settings_for_client,
+)
 from vecraft_db.client.operations import Operations, make_put
 from vecraft_db.client.plots import drawn_positions, existing, write_plot
 from vecraft_db.client.scans import Scan, ScanPager
@@ -77,7 +85,7 @@ class VecraftClient(AbstractContextManager["VecraftClient"]):
         )
         self._engine: Engine = self._open(self._settings)
         self._operations = Operations(self._engine.router, self._settings)
-        self._run = self._engine.run
+        self._run: Runner = self._engine.run
 
     def _open(self, settings: Settings) -> Engine:
         """Open the place that the settings name; a client that finds it in another way has its own."""
@@ -366,7 +374,9 @@ class VecraftClient(AbstractContextManager["VecraftClient"]):
         """
         check_timeout(timeout)
         interactive = self._engine.router.transaction(
-            isolation=isolation, txn_id=None if txn_id is None else check_txn_id(txn_id)
+            isolation=isolation,
+            txn_id=None if txn_id is None else check_txn_id(txn_id),
+            options=self._operations.default_options,
         )
         return Transaction(self._engine, interactive, self._settings, timeout)
 
@@ -465,7 +475,8 @@ class VecraftClient(AbstractContextManager["VecraftClient"]):
         return self._run(self._operations.cluster_info(self._engine.describe(), timeout))
 
     def close(self) -> None:
-        """Let go of the database; closing twice does nothing."""
+        """Let go of the database; closing twice does nothing. Later calls are refused at once."""
+        self._run = refuse_closed
         self._engine.close()
 
     def __exit__(

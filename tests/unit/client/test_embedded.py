@@ -170,7 +170,7 @@ def test_memory_leaves_no_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
 
 
 def test_a_closed_client_refuses(tmp_path: Path) -> None:
-    client = VecraftClient(root=tmp_path, timeout=0.2)
+    client = VecraftClient(root=tmp_path)
     fill(client)
     client.close()
     client.close()
