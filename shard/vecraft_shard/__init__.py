@@ -20,7 +20,8 @@ A search, from end to end:
 3. ``planner`` picks by estimated cost: scan the matching rows exactly (``indexes.tail``), or walk the graph
    (``indexes.hnsw``) and keep what matches; ``search`` carries it out, adds the tail, drops what the snapshot does not
    see, and repairs answers that came short.
-4. Payloads of the winners are read from the payload log, and their checksums verified.
+4. Like searches of one batch are carried out together (``batching``).
+5. Payloads of the winners are read from the payload log, and their checksums verified.
 
 A start: ``recovery`` opens the last checkpoint and replays the log after it, with the code of step 5.
 

@@ -1,0 +1,74 @@
+"""Searches of one batch are answered together, and each as if it had been alone."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+from shard_workbench import Bench, create, put, vector_of
+
+from vecraft_data_model.errors import CollectionNotExistedException, InvalidDataException
+from vecraft_data_model.filters import parse_where
+from vecraft_data_model.messages import Count, CountReply, Refused, Request, Response, Search, SearchReply
+from vecraft_shard.batching import answer_all
+
+
+@pytest.fixture
+def bench(tmp_path: Path) -> Iterator[Bench]:
+    bench = Bench(tmp_path / "shard")
+    bench.commit(create())
+    bench.commit(put(*[f"r{i}" for i in range(60)], value=1))
+    yield bench
+    bench.shard.abandon()
+
+
+def search(name: str, k: int = 3, **options: object) -> Search:
+    arguments = {"collection": "c", "with_payloads": True, **options}
+    return Search(queries=np.array([vector_of(name)], np.float32), k=k, **arguments)  # type: ignore[arg-type]
+
+
+def test_each_answer_is_what_it_would_be_alone(bench: Bench) -> None:
+    requests: list[Request] = [
+        search("r1"),
+        search("r2", k=5),
+        search("r3"),
+        Count(collection="c"),
+        search("r4", where=parse_where({"v": 1})),
+        search("r5", where=parse_where({"v": 2})),
+        search("r6", where=parse_where({"v": 1})),
+        search("r7", exact=True),
+        search("r8"),
+    ]
+    together = bench.batch(*requests)
+    alone = [bench.ask(request) for request in requests]
+    for one, other in zip(together, alone, strict=True):
+        if isinstance(one, SearchReply) and isinstance(other, SearchReply):
+            assert one.hits == other.hits
+        else:
+            assert isinstance(one, CountReply)
+            assert isinstance(other, CountReply)
+            assert one.count == other.count
+
+
+def test_a_bad_query_harms_no_other(bench: Bench) -> None:
+    bad = Search(collection="c", queries=np.full((1, 4), np.nan, np.float32), k=3)
+    answers = bench.batch(search("r1"), bad, search("r2"), search("r3", collection="nope"))
+    assert [type(answer) for answer in answers] == [SearchReply, Refused, SearchReply, Refused]
+    assert isinstance(answers[1], Refused)
+    assert isinstance(answers[1].error, InvalidDataException)
+    assert isinstance(answers[3], Refused)
+    assert isinstance(answers[3].error, CollectionNotExistedException)
+
+
+def test_alike_searches_are_one_and_a_session_is_never_behind_itself() -> None:
+    asked: list[Search] = []
+
+    def answer(request: Request) -> Response:
+        assert isinstance(request, Search)
+        asked.append(request)
+        return SearchReply(max(request.min_ts, 7), [])
+
+    answer_all([search("r1", min_ts=3), search("r2", min_ts=9), search("r3", snapshot=5)], answer)
+    assert [(len(request.queries), request.min_ts, request.snapshot) for request in asked] == [(2, 9, 0), (1, 0, 5)]
