@@ -235,8 +235,8 @@ def test_addresses_of_a_slice(more: dict[str, Any], urls: list[str]) -> None:
 
 def test_the_client_watches_what_a_kubeconfig_leads_to(server: ApiServer, tmp_path: Path) -> None:
     with K8sAwareVecraftClient(kubeconfig=server.kubeconfig(tmp_path), settings=Settings()) as client:
-        assert client.cluster_info.__self__ is client
-        pool = client._watch._pool  # type: ignore[union-attr]
+        assert client._watch is not None
+        pool = client._watch._pool
         assert pool.urls() == ["http://10.0.0.1:8000"]
         server.send("MODIFIED", endpoint_slice("gw-1", {"10.0.0.8": True}, "2"))
         eventually(lambda: pool.urls() == ["http://10.0.0.8:8000"])

@@ -1,0 +1,79 @@
+"""The arithmetic of the benchmark: alternation, medians, ratios, bars; and that a whole section runs."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Literal
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[3]
+EXAMPLE = ROOT / "examples" / "data" / "wordnet3k"
+
+
+@pytest.fixture(autouse=True)
+def benchmarks_importable(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As in ``python -m benchmarks`` from the repository's root."""
+    monkeypatch.syspath_prepend(str(ROOT))
+
+
+@pytest.mark.parametrize(
+    ("better", "bar", "ours", "reference", "met"),
+    [
+        ("low", 1.25, [2.0, 2.4, 9.0], [2.0, 2.0, 2.0], True),
+        ("low", 1.15, [2.0, 2.4, 9.0], [2.0, 2.0, 2.0], False),
+        ("high", 0.8, [80.0, 90.0, 10.0], [100.0, 100.0, 100.0], True),
+        ("high", 0.9, [80.0, 90.0, 10.0], [100.0, 100.0, 100.0], False),
+    ],
+)
+def test_a_row_is_the_median_of_its_rounds(
+    better: Literal["low", "high"], bar: float, ours: list[float], reference: list[float], met: bool
+) -> None:
+    from benchmarks.measure import Row, Sample
+
+    row = Row("x", "something", "ms", better, bar, [Sample(v, 0) for v in ours], [Sample(v, 0) for v in reference])
+    assert row.met is met
+    assert row.to_dict()["median_ours"] == sorted(ours)[1]
+
+
+def test_sides_alternate_after_a_round_that_does_not_count() -> None:
+    from benchmarks.measure import Row, Sample, alternate
+
+    order = ""
+
+    def side(name: str) -> Sample:
+        nonlocal order
+        order += name
+        return Sample(1.0, 0.0)
+
+    row = alternate(Row("x", "", "", "low", 1.0), 3, lambda: side("o"), lambda: side("r"))
+    assert order == "or" + "or" + "ro" + "or"
+    assert (len(row.ours), len(row.reference), row.ratio) == (3, 3, 1.0)
+
+
+def test_latencies_are_medians_in_milliseconds() -> None:
+    import time
+
+    from benchmarks.measure import latencies
+
+    sample = latencies(lambda i: time.sleep(0.05 if i == 0 else 0.002), 9)
+    assert 1.9 < sample.figure < 40
+
+
+@pytest.mark.slow
+def test_a_section_runs_and_writes_table_and_json(tmp_path: Path) -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "benchmarks", "writes", "--rounds", "1", "--data", str(EXAMPLE)],
+        cwd=tmp_path, env={"PATH": "/usr/bin:/bin", "PYTHONPATH": str(ROOT), "OPENBLAS_CORETYPE": "Haswell"},
+        capture_output=True, text=True, timeout=200, check=True,
+    )  # fmt: skip
+    assert "wordnet3k, 3,000 x 384" in done.stdout
+    report = json.loads((tmp_path / "benchmarks/results/latest.json").read_text())
+    rows = {row["key"]: row for row in report["rows"]}
+    assert set(rows) == {"2a", "2b", "2c", "2d"}
+    assert rows["2d"]["extra"]["always"] is True
+    assert rows["2a"]["median_ours"] > 100
+    assert sorted(path.name for path in (tmp_path / "benchmarks/results").iterdir() if path.is_dir()) == []
