@@ -34,6 +34,7 @@ lint: .venv/.installed
 
 types: .venv/.installed
 	$(PY) -m mypy
+	$(PY) -m mypy examples benchmarks
 
 layers: .venv/.installed
 	.venv/bin/lint-imports
