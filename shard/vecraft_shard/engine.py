@@ -52,6 +52,7 @@ from vecraft_data_model.messages import (
 from vecraft_data_model.ports import Disk, Latch
 from vecraft_data_model.validation import check_ef
 from vecraft_shard.background import Background
+from vecraft_shard.batching import answer_all
 from vecraft_shard.config import ShardConfig
 from vecraft_shard.participant import Participant, WriteGroup
 from vecraft_shard.planner import costs_of_this_machine
@@ -152,7 +153,7 @@ class Shard:
         if refusal is not None:
             return [refusal] * len(requests)
         if not any(isinstance(request, WRITES) for request in requests):
-            return [self._guarded(request, now_ms) for request in requests]
+            return answer_all(requests, lambda request: self._guarded(request, now_ms))
         with self._state.latch.writer():
             self._state.batches += 1
             self._state.requests += len(requests)
