@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import secrets
 import shutil
@@ -52,7 +53,7 @@ def ray_session() -> Iterator[Path]:
             namespace="vecraft",
             include_dashboard=False,
             log_to_driver=False,
-            logging_level="ERROR",
+            logging_level=logging.ERROR,
             object_store_memory=512 << 20,
             _temp_dir=str(directory),
         )

@@ -32,7 +32,7 @@ from vecraft_data_model.messages import (
 )
 from vecraft_data_model.placement import ClusterMap
 from vecraft_router.effects import Ask, Effect, Flow, RefreshMap, Sleep, Spawn, Tell
-from vecraft_router.outbox import lane_of
+from vecraft_router.outbox import PATIENCE_S, lane_of
 from vecraft_router.runners import HasState
 
 T = TypeVar("T")
@@ -86,8 +86,10 @@ class RayRunner:
         for shard, request in requests.items():
             tickets[shard] = ticket = Ticket(request, deadline, gate)
             lane = self._lane(shard, request)
-            call = lane.depart(ticket)
-            if call is not None:
+            patience_s = PATIENCE_S.get(type(request))
+            if patience_s is not None:
+                lane.send_lazily(ticket, patience_s)
+            elif (call := lane.depart(ticket)) is not None:
                 departed.append((lane, call))
         if departed:
             _await(departed, deadline)
@@ -101,10 +103,18 @@ class RayRunner:
 
     def _lane(self, shard: int, request: Request) -> Lane:
         group = lane_of(request)
+        if group == "reads":
+            self._hurry_writes(shard)
         lane = self._lanes.get((shard, group))
         if lane is None:
             lane = self._lanes.setdefault((shard, group), self._new_lane(shard, group))
         return lane
+
+    def _hurry_writes(self, shard: int) -> None:
+        """A read is about to ask this shard: let it hear of the decisions that would keep the read waiting."""
+        writes = self._lanes.get((shard, "writes"))
+        if writes is not None and writes.queued:
+            self._launcher.submit(writes.nudge)
 
     def _new_lane(self, shard: int, group: str) -> Lane:
         config = self._state.config

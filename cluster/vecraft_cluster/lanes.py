@@ -19,6 +19,8 @@ Invariants:
 
 from __future__ import annotations
 
+import heapq
+import itertools
 import logging
 import queue
 import threading
@@ -84,27 +86,52 @@ class _Call:
 
 
 class Launcher:
-    """One thread that sends off what queued up, so that Ray's own thread never waits for a send."""
+    """One thread that sends off what queued up, so that Ray's own thread never waits for a send; and what can wait."""
 
     def __init__(self, name: str) -> None:
-        self._queue: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
+        self._queue: queue.SimpleQueue[tuple[float, Callable[[], None]] | None] = queue.SimpleQueue()
         self._thread = threading.Thread(target=self._run, name=name, daemon=True)
         self._thread.start()
 
     def submit(self, job: Callable[[], None]) -> None:
-        self._queue.put(job)
+        """Run a job at once."""
+        self._queue.put((0.0, job))
+
+    def later(self, seconds: float, job: Callable[[], None]) -> None:
+        """Run a job when that many seconds are over."""
+        self._queue.put((time.monotonic() + seconds, job))
 
     def close(self) -> None:
-        """End the thread after what is queued."""
+        """End the thread after what is queued; what was to come later comes now."""
         self._queue.put(None)
         self._thread.join()
 
     def _run(self) -> None:
-        while (job := self._queue.get()) is not None:
+        numbers = itertools.count()
+        waiting: list[tuple[float, int, Callable[[], None]]] = []
+        ending = False
+        while not ending or waiting:
+            now = time.monotonic()
+            while waiting and (ending or waiting[0][0] <= now):
+                self._do(heapq.heappop(waiting)[2])
+            if ending:
+                continue
             try:
-                job()
-            except Exception:  # a job answers its own tickets; what is left is a defect, to be seen and survived
-                logger.exception("sending failed")
+                entry = self._queue.get(timeout=max(0.0, waiting[0][0] - now) if waiting else None)
+            except queue.Empty:
+                continue
+            if entry is None:
+                ending = True
+            elif entry[0] <= now:
+                self._do(entry[1])
+            else:
+                heapq.heappush(waiting, (entry[0], next(numbers), entry[1]))
+
+    def _do(self, job: Callable[[], None]) -> None:
+        try:
+            job()
+        except Exception:  # a job answers its own tickets; what is left is a defect, to be seen and survived
+            logger.exception("sending failed")
 
 
 class Lane:
@@ -184,14 +211,38 @@ class Lane:
         """Send a ticket off. If the lane was idle, return its call: the caller waits for ``call.reference`` itself and
         hands what came to :meth:`arrived`, or gives up. Otherwise the ticket goes the way of :meth:`send`.
         """
+        call = None
         with self._lock:
-            idle = not self._calls and not self._queue
-            call = self._new_call([ticket], time.monotonic()) if idle else None
+            if not self._calls and len(self._queue) < self._batch_max:
+                self._queue.append(ticket)  # behind what was in no hurry, and now leaves with it
+                call = self._board(time.monotonic())
         if call is None:
             self.send(ticket)
-        elif not self._leave(call):
             return None
-        return call
+        if not self._leave(call):
+            return None
+        if call.tickets[-1] is ticket:
+            return call
+        self._watch(call)  # too much was waiting: ours comes with the next call
+        return None
+
+    def send_lazily(self, ticket: Ticket, seconds: float) -> None:
+        """Queue a ticket to leave with the next call, or after ``seconds`` if there is none."""
+        with self._lock:
+            self._queue.append(ticket)
+        self._launcher.later(seconds, self.nudge)
+
+    @property
+    def queued(self) -> int:
+        """How many tickets wait."""
+        return len(self._queue)
+
+    def nudge(self) -> None:
+        """Let what is queued leave, if a call may."""
+        with self._lock:
+            call = self._board(time.monotonic())
+        if call is not None:
+            self._fly(call)
 
     def arrived(self, call: _Call, value: Any) -> None:
         """Land a call that departed: ``value`` is what it returned, or the exception instead."""
@@ -260,7 +311,11 @@ class Lane:
 
     def _fly(self, call: _Call) -> None:
         if self._leave(call):
-            call.reference.future().add_done_callback(lambda done: self._landed(call, done))
+            self._watch(call)
+
+    def _watch(self, call: _Call) -> None:
+        """Have Ray's own thread land a call."""
+        call.reference.future().add_done_callback(lambda done: self._landed(call, done))
 
     def _landed(self, call: _Call, future: Future[Any]) -> None:
         """Hand the answers out; runs on Ray's thread."""

@@ -55,6 +55,11 @@ _QUICK_QUERIES: Final = 8
 _SERVICE_CALL_S: Final = 24 * 3600.0
 
 
+PATIENCE_S: Final[dict[type, float]] = {Finish: 0.001, Acknowledge: 0.05}
+"""What is sent after a commit was answered, and how long it may wait for a call to travel with: it then costs neither a
+call nor a flush of its own. Until it hears ``Finish`` a participant holds locks, so that one waits hardly at all."""
+
+
 def lane_of(request: Request) -> str:
     """Return the lane a request travels in: ``"reads"``, ``"scans"``, ``"writes"`` or ``"service"``."""
     kind = type(request)
@@ -100,7 +105,10 @@ class Outbox:
 
         Refused at once when the lane is full, the deadline has passed or the outbox is closed.
         """
-        return self._lanes[lane_of(request)].submit(request, deadline)
+        lane = lane_of(request)
+        if lane == "reads":
+            self._lanes["writes"].hurry()  # a read must not wait for a decision that waits here
+        return self._lanes[lane].submit(request, deadline, PATIENCE_S.get(type(request), 0.0))
 
     async def close(self) -> None:
         """Refuse what waits, and cancel what is under way (it may have been carried out)."""
@@ -147,7 +155,9 @@ class _Lane:
         self._calls: set[asyncio.Task[None]] = set()
         self._closed = False
 
-    def submit(self, request: Request, deadline: float) -> asyncio.Future[Response] | Refused:
+    def submit(
+        self, request: Request, deadline: float, patience_s: float = 0.0
+    ) -> asyncio.Future[Response] | Refused:
         remaining = deadline - self._state.clock.monotonic()
         if self._closed:
             return Refused(ShardUnavailableError("the client is closed", shard=self._shard))
@@ -166,8 +176,16 @@ class _Lane:
         future: asyncio.Future[Response] = loop.create_future()
         timer = loop.call_later(remaining, self._expire, future)
         self.queue.append(_Waiter(request, deadline, future, timer))
-        self._send()
+        if patience_s:
+            loop.call_later(patience_s, self.hurry)
+        else:
+            self._send()
         return future
+
+    def hurry(self) -> None:
+        """Send what waits for a call to travel with."""
+        if self.queue and not self._closed:
+            self._send()
 
     async def close(self) -> None:
         self._closed = True

@@ -19,8 +19,9 @@ from functools import partial
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import pytest
-from ray_workbench import insist, kill_shard
+from ray_workbench import insist, kill_shard, vector_of, version_of
 
 from vecraft_cluster.launch import Cluster
 from vecraft_data_model import CollectionSchema, QueryPacket
@@ -36,7 +37,8 @@ BATCH = 6
 DIM = 8
 
 
-Model = dict[str, tuple[int, np.ndarray]]
+Vector = npt.NDArray[np.float32]
+Model = dict[str, tuple[int, Vector]]
 """Record id → version and vector."""
 
 
@@ -117,7 +119,7 @@ class Reader(threading.Thread):
         writer, batch = self.random.randrange(WRITERS), self.random.randrange(IDS_PER_WRITER // BATCH)
         ids = [f"w{writer}-{batch:02d}-{place}" for place in range(BATCH)]
         packets = insist(lambda: self.client.get_many("kills", ids))
-        versions = [packet.metadata["version"] if packet is not None else None for packet in packets]
+        versions = [version_of(packet) for packet in packets]
         if len(set(versions)) != 1:
             self.fractured.append((ids[0], versions))
         self.reads += 1
@@ -126,11 +128,11 @@ class Reader(threading.Thread):
 def compare(client: VecraftClient, model: Model) -> None:
     """Every way of reading agrees with the model, on all of it."""
     stored = {packet.record_id: packet for packet in client.scan("kills", include=("metadata", "document", "vector"))}
-    assert {key: packet.metadata["version"] for key, packet in stored.items()} == {
+    assert {key: version_of(packet) for key, packet in stored.items()} == {
         key: version for key, (version, _) in model.items()
     }
     for record_id, (_, vector) in model.items():
-        assert np.array_equal(stored[record_id].vector.to_numpy(), vector), record_id
+        assert np.array_equal(vector_of(stored[record_id]), vector), record_id
     assert client.count("kills") == len(model)
     if not model:
         return

@@ -9,11 +9,14 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any, TypeVar
 
+import numpy as np
+import numpy.typing as npt
 import ray
 from ray import exceptions as ray_errors
 
 from vecraft_cluster.launch import Cluster
 from vecraft_cluster.ports import controller_name, look_up, router_name, shard_name
+from vecraft_data_model import DataPacket
 from vecraft_data_model.errors import ShardUnavailableError, TimeoutException
 
 T = TypeVar("T")
@@ -66,6 +69,17 @@ def frozen(pid: int) -> Iterator[None]:
             os.kill(pid, signal.SIGCONT)
         except ProcessLookupError:
             pid = 0
+
+
+def version_of(packet: DataPacket | None) -> int | None:
+    """The ``version`` in a record's metadata; None for a record that is not there."""
+    return None if packet is None or packet.metadata is None else int(packet.metadata["version"])
+
+
+def vector_of(packet: DataPacket) -> npt.NDArray[np.float32]:
+    """A record's vector."""
+    assert packet.vector is not None
+    return packet.vector.to_numpy()
 
 
 def insist(operation: Callable[[], T], seconds: float = 60.0) -> T:

@@ -6,7 +6,7 @@ import threading
 import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from typing import Any
+from typing import Any, cast
 
 import pytest
 from ray import exceptions as ray_errors
@@ -134,6 +134,48 @@ def test_a_call_is_bounded_in_requests_and_bytes(actor: _Actor, launcher: Launch
     assert _sent(actor, 4) == [[1], [2, 3, 4], [50], [6, 4]]
 
 
+def test_what_is_in_no_hurry_leaves_with_the_next_call(actor: _Actor, launcher: Launcher) -> None:
+    lane = _lane(actor, launcher)
+    lazy, lazy_gate = _ticket("lazy")
+    lane.send_lazily(lazy, 30.0)
+    time.sleep(0.02)
+    assert actor.calls == [] and lane.queued == 1
+
+    ticket, gate = _ticket("a")
+    call = lane.depart(ticket)
+    assert call is not None, "the lane is idle: its caller waits itself, for both"
+    assert _sent(actor, 1) == [["lazy", "a"]]
+    lane.arrived(call, ["answer to lazy", "answer to a"])
+    assert gate.wait(0) and lazy_gate.wait(0)
+    assert (lazy.answer, ticket.answer) == ("answer to lazy", "answer to a")
+
+
+def test_what_is_in_no_hurry_leaves_alone_if_nothing_comes(actor: _Actor, launcher: Launcher) -> None:
+    lane = _lane(actor, launcher)
+    for name, seconds in (("soon", 0.02), ("never", 30.0)):
+        lane.send_lazily(_ticket(name)[0], seconds)
+    assert _sent(actor, 1) == [["soon", "never"]]
+
+
+def test_a_caller_waits_itself_only_if_the_lane_is_idle(actor: _Actor, launcher: Launcher) -> None:
+    lane = _lane(actor, launcher)
+    first, _ = _ticket("a")
+    second, second_gate = _ticket("b")
+    call = lane.depart(first)
+    assert call is not None
+    assert lane.depart(second) is None
+    lane.arrived(call, ray_errors.ActorUnavailableError("gone", None))
+    assert isinstance(first.answer, ShardUnavailableError)
+    _sent(actor, 2)
+    actor.land(1)
+    assert second_gate.wait(5) and second.answer == "answer to b"
+
+    actor.missing = True
+    third, third_gate = _ticket("c")
+    assert lane.depart(third) is None
+    assert third_gate.wait(0) and isinstance(third.answer, ShardUnavailableError)
+
+
 def test_giving_up_while_queued_takes_the_request_out(actor: _Actor, launcher: Launcher) -> None:
     lane = _lane(actor, launcher)
     lane.send(_ticket("a")[0])
@@ -237,4 +279,4 @@ def test_failures_mean_what_the_caller_may_conclude() -> None:
     stale = StaleMapError("old map")
     assert translate(stale, "shard 3") is stale
     conflict = WriteConflictException("locked", record_id="a")
-    assert translate(ray_errors.RayTaskError("execute", "trace", conflict), "shard 3") is conflict
+    assert translate(cast(Any, ray_errors.RayTaskError)("execute", "trace", conflict), "shard 3") is conflict
