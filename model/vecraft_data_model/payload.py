@@ -235,8 +235,8 @@ def verify_payloads(payloads: Sequence[bytes], vectors: npt.NDArray[np.float32])
         if hashed is None:
             verify_payload(data, view[offset : offset + stride])
             continue
-        hasher, start = hashed[0](data[:_HEADER_SIZE]), hashed[1]
-        hasher.update(data[start:])
+        start = hashed[1]
+        hasher = hashed[0](data[:_HEADER_SIZE] + data[start:])
         hasher.update(view[offset : offset + stride])
         if hasher.digest() != data[_HEADER_SIZE:start]:
             verify_payload(data, view[offset : offset + stride])
