@@ -351,6 +351,17 @@ class Refused(Message, frozen=True, gc=True):
 
     error: VecraftError
 
+    def __post_init__(self) -> None:
+        """Let go of where the error was raised.
+
+        Its frames lead to the batch that this answer becomes part of. Batches are invisible to the garbage collector,
+        so together they would never be freed.
+        """
+        error: BaseException | None = self.error
+        while error is not None and error.__traceback__ is not None:
+            error.__traceback__ = None
+            error = error.__cause__ or error.__context__
+
 
 class RowsReply(Message, frozen=True):
     snapshot: int

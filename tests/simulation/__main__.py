@@ -32,6 +32,8 @@ def main() -> int:
         totals.update(commits=result.commits, reads=result.reads, faults=result.faults, events=result.events)
         skewed += result.write_skew
         report(result, options.quiet)
+        if options.quiet and (seed - options.first) % 100 == 99:
+            print(f"{seed + 1 - options.first} seeds", file=sys.stderr, flush=True)
         if result.problems:
             failed.append(seed)
             if options.stop:

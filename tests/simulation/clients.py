@@ -10,6 +10,7 @@ from collections.abc import Callable, Generator, Sequence
 from functools import partial
 from typing import Any
 
+from tests.simulation.calling import Call, Caller, NoAnswer, Script
 from tests.simulation.content import (
     ACCOUNTS,
     ALIAS,
@@ -22,85 +23,17 @@ from tests.simulation.content import (
     value_of,
 )
 from tests.simulation.history import Operation, Read
-from tests.simulation.routers import SimulatedRouter
-from tests.simulation.world import SimulatedClock, World
 from vecraft_data_model.errors import InvalidDataException, VecraftError
 from vecraft_data_model.filters import parse_where
-from vecraft_data_model.messages import Aborted, Committed, Mutation, Rows, SetAlias
+from vecraft_data_model.messages import Aborted, Committed, Delete, Mutation, Put, Rows, SetAlias
 from vecraft_data_model.validation import new_txn_id
 from vecraft_router import Bounded, Commit, Flow, InteractiveTransaction, ReadOptions, Router
 
-Call = tuple[Operation, Callable[[Router], Flow[Any]]]
-Script = Generator[Call | float, Any, None]
-"""What a client does, as straight code: yields calls and is sent ``(result, error)``, or yields seconds to wait."""
 TRIES = 4
 
 
-class NoAnswer(VecraftError):
-    """The router died, or its answer got lost."""
-
-
-class Client:
+class Client(Caller):
     """One client."""
-
-    def __init__(self, world: World, number: int, routers: list[SimulatedRouter]) -> None:
-        self._world, self._number, self._routers = world, number, routers
-        self._clock = SimulatedClock(world)
-        self._token = 0
-        self._past: list[int] = []
-        self._script = self._work()
-        self._step(None)
-
-    # --------------------------------------------------------------------------------------------- carrying
-
-    def _step(self, value: Any) -> None:
-        try:
-            wanted = self._script.send(value)
-        except StopIteration:
-            return
-        if isinstance(wanted, float):
-            self._world.after(wanted, lambda: self._step(None))
-        else:
-            self._call(*wanted)
-
-    def _call(self, operation: Operation, flow: Callable[[Router], Flow[Any]]) -> None:
-        world, router = self._world, self._world.rng.choice(self._routers)
-        name, over, begun = f"client {self._number}", False, False
-
-        def hear(result: Any, error: VecraftError | None) -> None:
-            nonlocal over
-            if not over:
-                over = True
-                self._step((result, error))
-
-        def run() -> None:
-            nonlocal begun
-            if router.up and not begun:
-                begun = True
-                router.run(
-                    operation,
-                    flow(router.router),
-                    lambda result, error: world.send(router.name, name, lambda: hear(result, error)),
-                )
-
-        world.after(world.swarm.router_timeout + 1.0, lambda: hear(None, NoAnswer("no answer")))
-        world.send(name, router.name, run)
-
-    def _work(self) -> Script:
-        world, rng = self._world, self._world.rng
-        weights = world.swarm.weights
-        kinds = [kind for kind, weight in weights.items() if weight]
-        yield rng.random() * 0.05
-        while not world.calm:
-            kind = rng.choices(kinds, [weights[each] for each in kinds])[0]
-            yield from getattr(self, f"_do_{kind}")()
-            yield rng.random() * 2 * world.swarm.think
-
-    def _operation(self, kind: str) -> Operation:
-        history = self._world.history
-        operation = Operation(len(history.operations) + 1, self._number, kind, self._world.now, self._token)
-        history.operations.append(operation)
-        return operation
 
     # ---------------------------------------------------------------------------------------------- reading
 
@@ -164,6 +97,15 @@ class Client:
 
     def _saw_lists(self, operation: Operation, rows: Rows, asked: Sequence[str]) -> None:
         operation.seen = dict.fromkeys(asked, ()) | list_of(rows)
+
+    def _do_fresh(self) -> Script:
+        """Read what somebody has just written."""
+        fresh = self._world.history.fresh
+        if fresh:
+            name = fresh[0][0]
+            keys = [key for collection, key in fresh if collection == name]
+            keys = self._world.rng.sample(keys, self._world.rng.randint(1, len(keys)))
+            yield from self._get(self._operation("fresh"), name, keys, ReadOptions("strong", min_ts=self._token))
 
     def _do_past(self) -> Script:
         if self._past:
@@ -234,6 +176,7 @@ class Client:
         reads: Sequence[tuple[str, str]] = (),
     ) -> Script:
         txn_id, attempt_id = self._chosen_id(), None
+        operation.wrote = [(m.collection, key) for m in mutations if isinstance(m, Put | Delete) for key in m.ids]
         preimages = self._world.rng.random() < 0.2
         for attempt in range(TRIES):
             known = attempt_id or txn_id
@@ -281,6 +224,7 @@ class Client:
     def _told_committed(self, operation: Operation, txn_id: str, commit_ts: int) -> None:
         operation.told, operation.txn_id, operation.commit_ts = "committed", txn_id, commit_ts
         self._token = max(self._token, commit_ts)
+        self._world.history.fresh = operation.wrote or self._world.history.fresh
         self._world.note(f"client {self._number}: {operation.serial} committed as {txn_id} at {commit_ts}")
 
     def _resolve(self, operation: Operation, txn_id: str) -> Script:

@@ -37,6 +37,8 @@ class Operation:
     answered: float = 0.0
     seen: dict[str, tuple[int, ...]] | None = None
     appended: Sequence[str] = ()
+    wrote: Sequence[tuple[str, str]] = ()
+    """``(collection, record id)`` of the records that it was to write."""
 
 
 @dataclass(slots=True)
@@ -74,6 +76,8 @@ class History:
     decided: dict[tuple[str, bytes], dict[int, int]] = field(default_factory=dict)
     """Transaction → shard → commit timestamp (0: aborted), as the shards' logs have it."""
     problems: list[str] = field(default_factory=list)
+    fresh: Sequence[tuple[str, str]] = ()
+    """What was written by the last transaction that was acknowledged to anybody."""
 
     def problem(self, text: str) -> None:
         """Something is wrong."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import hashlib
 import shutil
 import tempfile
@@ -21,6 +22,7 @@ from tests.simulation.world import World
 from vecraft_data_model.placement import initial_map
 from vecraft_router import Flow, ReadOptions, Router
 
+COLLECT_EVERY = 8
 SETTLE_S = 10.0
 """By then nothing may be prepared, locked or unacknowledged any more."""
 
@@ -54,6 +56,8 @@ def simulate(seed: int, *, trace: bool = False) -> Result:
         return Simulation(World(seed, folder, trace=trace)).run(seed)
     finally:
         shutil.rmtree(folder)
+        if seed % COLLECT_EVERY == 0:
+            gc.collect()  # worlds are full of cycles and large buffers, which Python does not count
 
 
 class Simulation:

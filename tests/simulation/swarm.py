@@ -58,11 +58,23 @@ class Swarm:
     def draw(cls, rng: random.Random) -> Swarm:
         """Draw a configuration."""
         pick = rng.choice
-        kinds = ("append", "transfer", "blind", "get", "scan", "search", "alias", "interactive", "past", "skew")
+        kinds = (
+            "append",
+            "transfer",
+            "blind",
+            "get",
+            "scan",
+            "search",
+            "alias",
+            "interactive",
+            "past",
+            "skew",
+            "fresh",
+        )
         weights = {kind: pick((0.0, 1.0, 1.0, 3.0)) for kind in kinds}
         weights["get"] += 0.5
         weights["append"] += 0.5
-        weights["alias"] *= 0.15
+        weights["alias"] *= pick((0.15, 0.5))
         weights["reuse"] = pick((0.0, 0.0, 0.0, 0.5))
         calm = rng.random() < 0.15
         return cls(

@@ -1,0 +1,65 @@
+"""Does the simulator find bugs? ``python -m tests.simulation.mutants [--seeds N] [NAME …]`` plants them one by one.
+
+Each is given up to N seeds. Printed are the seed that caught it and what the checkers said; the exit status says
+whether any was missed.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+import time
+
+from tests.simulation.__main__ import HASH_SEED
+from tests.simulation.mutations import MUTANTS, Mutant
+from tests.simulation.run import simulate
+
+
+def hunt(mutant: Mutant, seeds: int, first: int = 0) -> tuple[int, str] | None:
+    """Return how many seeds it took to catch the mutant, and what was wrong; None: it was not caught."""
+    with mutant.planted():
+        for seed in range(first, first + seeds):
+            try:
+                problems = simulate(seed).problems
+            except Exception as error:  # the bug broke the harness itself, which counts
+                problems = [f"the simulation broke: {type(error).__name__}: {error}"]
+            if problems:
+                return seed - first + 1, problems[0]
+    return None
+
+
+def main() -> int:
+    """Hunt the mutants asked for."""
+    parser = argparse.ArgumentParser(prog="python -m tests.simulation.mutants", description=__doc__)
+    parser.add_argument("names", nargs="*", help=f"which, of: {', '.join(MUTANTS)}")
+    parser.add_argument("--seeds", type=int, default=5000)
+    parser.add_argument("--first", type=int, default=0)
+    options = parser.parse_args()
+    unknown = [name for name in options.names if name not in MUTANTS]
+    if unknown:
+        parser.error(f"there is no mutant {unknown[0]!r}; there are: {', '.join(MUTANTS)}")
+    wanted = [MUTANTS[name] for name in options.names] or list(MUTANTS.values())
+    missed = []
+    for mutant in wanted:
+        began = time.perf_counter()
+        found = hunt(mutant, options.seeds, options.first)
+        seconds = time.perf_counter() - began
+        if found is None:
+            missed.append(mutant.name)
+            print(f"MISSED  {mutant.name}: {mutant.rule} ({options.seeds} seeds, {seconds:.0f} s)", flush=True)
+        else:
+            line = found[1].strip().splitlines()
+            print(
+                f"caught  {mutant.name} after {found[0]} seeds ({seconds:.0f} s): {line[0][:150]} {line[-1][:80]}",
+                flush=True,
+            )
+    print(f"{len(wanted) - len(missed)} of {len(wanted)} mutants caught; missed: {', '.join(missed) or 'none'}")
+    return 1 if missed else 0
+
+
+if __name__ == "__main__":
+    if os.environ.get("PYTHONHASHSEED") != HASH_SEED:
+        os.environ["PYTHONHASHSEED"] = HASH_SEED
+        os.execv(sys.executable, [sys.executable, "-m", "tests.simulation.mutants", *sys.argv[1:]])
+    sys.exit(main())
