@@ -29,7 +29,7 @@ from typing import Any
 import pytest
 from gateway_thread import serving
 
-from vecraft_data_model import CollectionSchema
+from vecraft_data_model import CollectionSchema, DataPacket, QueryPacket
 from vecraft_db.client.async_client import AsyncVecraftClient
 from vecraft_db.client.vecraft_client import VecraftClient
 
@@ -284,3 +284,18 @@ def make(client: VecraftClient, name: str) -> Callable[..., str]:
         return schema.name
 
     return create
+
+
+_GOOD = [1.0, 2.0, 3.0, 4.0]
+
+
+@pytest.fixture
+def guarded(client: VecraftClient, collection: str) -> Iterator[str]:
+    """A collection with one record, which a bad request must not change, and which answers afterwards."""
+    client.insert(collection, DataPacket("good", _GOOD, {"x": 1}, "text"))
+    yield collection
+    assert [packet.record_id for packet in client.scan(collection)] == ["good"]
+    hits = client.search(collection, QueryPacket(_GOOD, k=5))
+    assert [(hit.record_id, hit.distance, hit.metadata) for hit in hits] == [("good", 0.0, {"x": 1})]
+    client.insert(collection, DataPacket("next", _GOOD))
+    assert client.count(collection) == 2

@@ -31,10 +31,9 @@ from vecraft_db.client.engine import (
     refuse_closed,
     settings_for_client,
 )
-from vecraft_db.client.operations import Operations, make_put
+from vecraft_db.client.operations import Operations, backoff_s, make_put
 from vecraft_db.client.plots import drawn_positions, existing, write_plot
 from vecraft_db.client.scans import AsyncScan, ScanPager
-from vecraft_db.client.vecraft_client import backoff_s
 from vecraft_db.config import Settings
 from vecraft_router.options import Consistency, ReadOptions
 

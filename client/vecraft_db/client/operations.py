@@ -10,6 +10,7 @@ they are data, and never become paths.
 
 from __future__ import annotations
 
+import random
 from collections.abc import Iterable, Sequence
 from datetime import datetime
 from typing import Any
@@ -451,3 +452,8 @@ def _check_same_shape(
                 f"not {getattr(wanted, name)!r}",
                 collection=wanted.name,
             ) from error
+
+
+def backoff_s(attempt: int) -> float:
+    """Return how long to wait before running a transaction again: exponential, jittered, at most 0.25 s."""
+    return min(0.25, 0.001 * 2.0 ** min(attempt, 16)) * (0.5 + 0.5 * random.random())

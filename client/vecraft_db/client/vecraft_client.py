@@ -15,7 +15,6 @@ Thread-safe. A context manager; a client that is not closed is closed when the i
 from __future__ import annotations
 
 import os
-import random
 import time
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import AbstractContextManager
@@ -37,7 +36,7 @@ from vecraft_db.client.engine import (
     refuse_closed,
     settings_for_client,
 )
-from vecraft_db.client.operations import Operations, make_put
+from vecraft_db.client.operations import Operations, backoff_s, make_put
 from vecraft_db.client.plots import drawn_positions, existing, write_plot
 from vecraft_db.client.scans import Scan, ScanPager
 from vecraft_db.client.views import Snapshot, Transaction
@@ -498,8 +497,3 @@ class VecraftClient(AbstractContextManager["VecraftClient"]):
 
     def _backup_engine(self, what: str) -> BackupEngine:
         return backup_engine(self._engine, what)
-
-
-def backoff_s(attempt: int) -> float:
-    """Return how long to wait before running a transaction again: exponential, jittered, at most 0.25 s."""
-    return min(0.25, 0.001 * 2.0 ** min(attempt, 16)) * (0.5 + 0.5 * random.random())
