@@ -144,7 +144,7 @@ def test_a_local_cluster_starts_and_ends_with_its_client(ray_session: Path, tmp_
             env=environment,
             capture_output=True,
             text=True,
-            timeout=120,
+            timeout=240,
         )
         assert done.returncode == 0, done.stderr
         said = json.loads(done.stdout.strip().splitlines()[-1])
