@@ -45,6 +45,13 @@ class Session:
         self.printer = printer
         self._client: Any = None
 
+    @staticmethod
+    def sharing(other: Session, printer: Printer) -> Session:
+        """Return a session with the client of another, and a printer of its own."""
+        session = Session(other.place, printer)
+        session._client = other.client
+        return session
+
     @property
     def client(self) -> Any:
         """The client; opened at the first use."""
@@ -119,11 +126,15 @@ def exit_code(error: BaseException) -> int:
 
 def run(arguments: Sequence[str], session: Session | None = None) -> int:
     """Run one command line and return its exit code; errors are told on standard error in one sentence."""
-    printer = session.printer if session is not None else Printer(json="--json" in arguments)
+    words = list(arguments)
+    if "--json" in words[1:]:  # it is accepted after the command too, where people type it
+        words = ["--json", *(word for word in words if word != "--json")]
+    as_json = "--json" in words[:1]
+    if session is not None and as_json:
+        session = Session.sharing(session, Printer(json=True))
+    printer = session.printer if session is not None else Printer(json=as_json)
     try:
-        result = typer.main.get_command(app).main(
-            args=list(arguments), prog_name="vecraft", standalone_mode=False, obj=session
-        )
+        result = typer.main.get_command(app).main(args=words, prog_name="vecraft", standalone_mode=False, obj=session)
         return result if isinstance(result, int) and not isinstance(result, bool) else 0
     except Exit as stop:
         return stop.exit_code

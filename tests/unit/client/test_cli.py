@@ -141,6 +141,12 @@ def test_exit_codes_and_one_sentence(vecraft: Command, arguments: list[str], cod
     assert answered == code
 
 
+def test_json_may_be_asked_for_after_the_command_too(vecraft: Command, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert lines_of(vecraft("count", "things", "--json")[1]) == [{"count": 20}]
+    monkeypatch.setattr(sys, "stdin", io.StringIO("count things --json\ncount things\n"))
+    assert vecraft("shell")[1] == '{"count":20}\n20\n'
+
+
 def test_errors_for_programs(vecraft: Command) -> None:
     _, out, _ = vecraft("get", "things", "nope", json=True)
     assert lines_of(out)[0]["error"]["code"] == "record_not_found"
