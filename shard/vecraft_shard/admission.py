@@ -51,12 +51,14 @@ from vecraft_shard.versions import NO_ROW
 class Locks:
     """What prepared transactions hold until they are decided.
 
-    Keys they write (exclusive), keys they read under ``serializable`` (shared), and names whose meaning they change.
+    Keys they write (exclusive), keys they read under ``serializable`` (shared), names whose meaning they change, and
+    aliases by which they name what they write or read (shared: such an alias must mean the same until they are decided).
     """
 
     written: dict[str, dict[str, str]] = field(default_factory=dict)
     read: dict[str, dict[str, set[str]]] = field(default_factory=dict)
     names: dict[str, str] = field(default_factory=dict)
+    aliases: dict[str, set[str]] = field(default_factory=dict)
 
     def acquire(self, txn: TransactionRecord, catalog: Catalog) -> None:
         """Lock everything that an admitted transaction touches."""
@@ -67,6 +69,8 @@ class Locks:
                 self.names.update(dict.fromkeys(catalog.names_of(mutation), txn.txn_id))
         for collection_id, record_id in txn.reads:
             self.read.setdefault(collection_id, {}).setdefault(record_id, set()).add(txn.txn_id)
+        for alias in txn.aliases:
+            self.aliases.setdefault(alias, set()).add(txn.txn_id)
 
     def release(self, txn: TransactionRecord) -> None:
         """Let go of everything a transaction holds."""
@@ -86,6 +90,11 @@ class Locks:
                 readers.pop(record_id, None)
             if not readers:
                 self.read.pop(collection_id, None)
+        for alias in txn.aliases:
+            users = self.aliases.get(alias, set())
+            users.discard(txn.txn_id)
+            if not users:
+                self.aliases.pop(alias, None)
 
     def writer_of(self, collection_id: str, record_ids: list[str]) -> str | None:
         """The first of these records that somebody is about to write."""
@@ -112,6 +121,7 @@ class Admitted:
         footprint: Ids of the collections it writes to, and :data:`CATALOG` if it changes the catalog.
         count: Records it will write or delete.
         replaced: Per collection, the rows it will end: the preimages.
+        aliases: By which it names collections.
     """
 
     mutations: list[Resolved]
@@ -119,6 +129,7 @@ class Admitted:
     footprint: frozenset[str]
     count: int
     replaced: list[tuple[Collection, list[int]]]
+    aliases: list[str]
 
 
 class Admission:
@@ -176,7 +187,9 @@ class Admission:
                 replaced.append((self._collections[collection_id], rows))
         reads = [(self._target(name, created)[0], record_id) for name, record_id in txn.reads]
         self._check_reads(reads, txn.snapshot)
-        return Admitted(mutations, reads, frozenset(footprint), count, replaced)
+        names = {m.collection for m in txn.mutations if isinstance(m, Put | Delete)} | {name for name, _ in txn.reads}
+        aliases = sorted(name for name in names if self._catalog.is_alias(name))
+        return Admitted(mutations, reads, frozenset(footprint), count, replaced, aliases)
 
     # ------------------------------------------------------------------------------------------- catalog
 
@@ -198,6 +211,10 @@ class Admission:
     def _check_catalog_mutation(self, mutation: CatalogMutation) -> None:
         for name in self._catalog.names_of(mutation):
             self._check_name_free(name)
+            if name in self._locks.aliases:
+                raise WriteConflictException(
+                    f"a transaction that is about to commit writes by the alias {name!r}", collection=name, locked=True
+                )
         self._catalog.check(mutation)
         if isinstance(mutation, DropCollection | AlterCollection):
             entry = self._catalog.resolve(mutation.name)

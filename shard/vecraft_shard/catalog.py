@@ -99,6 +99,10 @@ class Catalog:
         aliases = {a.alias: a.name for a in self.aliases if a.begin_ts <= snapshot < a.end_ts}
         return sorted(schemas, key=lambda schema: schema.name), aliases
 
+    def is_alias(self, name: str) -> bool:
+        """Whether a name is an alias now."""
+        return name in self._current_aliases
+
     def current(self) -> list[CollectionEntry]:
         """The entries that are valid now."""
         return list(self._current.values())

@@ -225,6 +225,7 @@ class Participant:
             request.primary,
             tuple(request.participants),
             tuple(admitted.reads),
+            tuple(admitted.aliases),
         )
         preimages = preimages_of(admitted) if txn.want_preimages else None
         pieces = encode_transaction(record)

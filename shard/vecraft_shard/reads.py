@@ -37,6 +37,7 @@ from vecraft_data_model.messages import (
 )
 from vecraft_data_model.schema import CollectionSchema
 from vecraft_data_model.validation import MAX_NORM_SQUARED, as_matrix
+from vecraft_shard.catalog import CollectionEntry
 from vecraft_shard.collection import Collection
 from vecraft_shard.indexes.hnsw import HnswIndex
 from vecraft_shard.indexes.hot import HotFilters
@@ -106,7 +107,15 @@ class Reader:
             self._raise_ceiling(snapshot, now_ms)
         with state.latch.shared():
             timeline.check_readable(snapshot)
-            return self._read(request, snapshot)
+            if isinstance(request, ListCollections):
+                return CatalogReply(snapshot, *state.catalog.listing(snapshot))
+            entry = state.catalog.resolve(request.collection, snapshot)  # type: ignore[attr-defined]
+            if entry.collection_id != collection_id:
+                # The name meant another collection at the snapshot, and that one may have something undecided.
+                blocking = timeline.admit(snapshot, now_ms, entry.collection_id)
+                if blocking:
+                    return Undecided(blocking)
+            return self._read(request, entry, snapshot)
 
     def _footprint(self, request: ReadRequest) -> str | None:
         if isinstance(request, ListCollections):
@@ -117,10 +126,7 @@ class Reader:
             # It may exist at the snapshot, or be about to be created: only the catalog's own changes can tell.
             return None
 
-    def _read(self, request: ReadRequest, snapshot: int) -> Response:
-        if isinstance(request, ListCollections):
-            return CatalogReply(snapshot, *self._state.catalog.listing(snapshot))
-        entry = self._state.catalog.resolve(request.collection, snapshot)  # type: ignore[attr-defined]
+    def _read(self, request: ReadRequest, entry: CollectionEntry, snapshot: int) -> Response:
         collection = self._state.collections[entry.collection_id]
         match request:
             case Search():

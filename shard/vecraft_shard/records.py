@@ -86,6 +86,8 @@ class TransactionRecord:
     participants: Sequence[int] = ()
     reads: Sequence[tuple[str, str]] = ()
     """``(collection id, record id)`` that a serializable transaction read: locked while it is prepared."""
+    aliases: Sequence[str] = ()
+    """By which it names collections: they must mean the same while it is prepared."""
 
 
 class DecisionRecord(msgspec.Struct, array_like=True):
@@ -140,6 +142,7 @@ class _Header(msgspec.Struct, array_like=True):
     participants: list[int]
     reads: list[tuple[str, str]]
     mutations: list[_Put | _Delete | _Create | _Drop | _Alter | _SetAlias | _DropAlias]
+    aliases: list[str] = []
 
 
 _encoder = msgspec.msgpack.Encoder()
@@ -175,6 +178,7 @@ def encode_transaction(record: TransactionRecord) -> list[bytes | memoryview]:
             list(record.participants),
             list(record.reads),
             headers,
+            list(record.aliases),
         )
     )
     return [_LENGTH.pack(len(header)), header, *bulk]
@@ -210,6 +214,7 @@ def decode_transaction(data: memoryview | bytes) -> TransactionRecord:
         header.primary,
         header.participants,
         header.reads,
+        header.aliases,
     )
 
 

@@ -22,7 +22,7 @@ from tests.simulation.world import World
 from vecraft_data_model.placement import initial_map
 from vecraft_router import Flow, ReadOptions, Router
 
-COLLECT_EVERY = 8
+COLLECT_EVERY = 2
 SETTLE_S = 10.0
 """By then nothing may be prepared, locked or unacknowledged any more."""
 
@@ -203,7 +203,7 @@ class Simulation:
             state = simulated.shard._state
             if state.prepared or state.timeline.undecided():
                 problem(f"{simulated.name} still holds {list(state.prepared)}, undecided {state.timeline.undecided()}")
-            if state.locks.written or state.locks.read or state.locks.names:
+            if state.locks.written or state.locks.read or state.locks.names or state.locks.aliases:
                 problem(f"{simulated.name} still locks {state.locks}")
             if state.unacknowledged:
                 problem(f"{simulated.name} still waits for acknowledgements of {state.unacknowledged}")

@@ -154,7 +154,7 @@ class SimulatedShard:
         self._close()
         if self.loses_power:
             self.disk.lose_power()
-        world.after(world.rng.choice((0.01, 0.1, 0.6)) * (0.5 + world.rng.random()), self.start)
+        world.after(world.rng.choice((0.003, 0.01, 0.1, 0.6)) * (0.5 + world.rng.random()), self.start)
 
     def _close(self) -> None:
         shard, self.shard = self.shard, None

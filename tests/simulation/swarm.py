@@ -100,7 +100,7 @@ class Swarm:
             clock_jumps=0.0 if calm else pick((0.0, 0.0, 0.3)),
             disk_errors=0.0 if calm else pick((0.0, 0.0, 0.0, 1.0)),
             power=pick((0.0, 0.5, 1.0)),
-            skew_ms=pick((0, 5, 50, 220)),
+            skew_ms=pick((0, 5, 50, 220, 220)),
             sync_time=pick((0.0001, 0.002, 0.01)),
             park=pick((0.0, 0.3, 0.8)),
             router_timeout=pick((0.5, 1.5, 3.0)),

@@ -45,7 +45,7 @@ class Truth:
         for operation in self._history.operations:
             self._check_told(operation)
         acknowledged = sorted(
-            (operation.answered, operation.commit_ts)
+            (operation.answered, operation.commit_ts, operation.serial)
             for operation in self._history.operations
             if operation.told == "committed"
         )
@@ -188,22 +188,31 @@ class Truth:
                 f"operation {read.operation.serial}: saw {shown(found)} instead of {shown(wanted)}"
             )
 
-    def _check_fresh(self, read: Read, acknowledged: list[tuple[float, int]]) -> None:
+    def _check_fresh(self, read: Read, acknowledged: list[tuple[float, int, int]]) -> None:
         if read.consistency in ("session", "strong") and read.snapshot < read.least:
             self._history.problem(f"a session went back in time: {read.snapshot} after {read.least}")
         if read.consistency == "strong":
-            for answered, commit_ts in acknowledged:
+            for answered, commit_ts, serial in acknowledged:
                 if answered >= read.started:
                     break
                 if commit_ts > read.snapshot:
-                    self._concerns(read, commit_ts)
+                    self._concerns(read, commit_ts, self._written_by(serial, commit_ts))
 
-    def _concerns(self, read: Read, commit_ts: int) -> None:
+    def _written_by(self, serial: int, commit_ts: int) -> set[tuple[str, str]]:
+        return {
+            (self.resolve(mutation.collection, commit_ts), record_id)
+            for attempt in self._of_operation[serial]
+            for txn in attempt.parts.values()
+            for mutation in txn.mutations
+            if isinstance(mutation, Put | Delete)
+            for record_id in mutation.ids
+        }
+
+    def _concerns(self, read: Read, commit_ts: int, written: set[tuple[str, str]]) -> None:
         """A strong read is below an acknowledged commit: that is wrong if it asked for what that one wrote."""
         name = self.resolve(read.collection, read.snapshot)
-        keys = read.arguments if read.kind == "get" else {key for where, key in self.versions if where == name}
-        for record_id in keys:
-            if any(ts == commit_ts for ts, _ in self.versions.get((name, record_id), [])):
+        for where, record_id in sorted(written):
+            if where == name and (read.kind != "get" or record_id in read.arguments):
                 self._history.problem(
                     f"a strong read of {name}/{record_id} at {read.snapshot}, begun at {read.started:.5f}, misses the "
                     f"commit at {commit_ts} that was acknowledged before"
