@@ -222,6 +222,9 @@ class Attempt:
     def _no(self, refusals: dict[int, VecraftError], some_yes: bool) -> Flow[Commit | Failed]:
         """Somebody voted no: abort, and say why."""
         error = max(refusals.values(), key=_weight)
+        forgotten = [refusal for refusal in refusals.values() if refusal.details.get("forgotten")]
+        if forgotten:
+            return (yield from self._refuse(forgotten[0]))
         if not some_yes and not self._in_doubt and isinstance(error, _UNTOUCHED):
             return Failed(error, again=isinstance(error, StaleMapError), spent=False)
         if isinstance(refusals.get(self._primary), InvalidDataException):
@@ -247,6 +250,9 @@ class Attempt:
         Raises:
             VecraftError: Neither is certain before the deadline.
         """
+        if error.details.get("forgotten"):
+            # It may be a repetition of what was committed long ago: there is nobody left who could tell.
+            raise type(error)(error.message, **{**error.details, "txn_id": self._txn_id, "outcome": "unknown"})
         if isinstance(error, _NEVER_ACCEPTED) and len(self._participants) == 1:
             return Failed(error)
         self._problem = error

@@ -52,7 +52,7 @@ class Locks:
     """What prepared transactions hold until they are decided.
 
     Keys they write (exclusive), keys they read under ``serializable`` (shared), names whose meaning they change, and
-    aliases by which they name what they write or read (shared: such an alias must mean the same until they are decided).
+    aliases by which they name what they write or read (shared: those must mean the same until they are decided).
     """
 
     written: dict[str, dict[str, str]] = field(default_factory=dict)

@@ -38,6 +38,7 @@ def check_fresh(txn_id: str, timeline: Timeline, now_ms: int, config: ShardConfi
             f"transaction id {txn_id!r} was made {(now_ms - created) // 1000} s ago; outcomes are kept for "
             f"{retention_ms // 1000} s, so an older id cannot be told from a repetition",
             txn_id=txn_id,
+            forgotten=True,
         )
 
 
