@@ -9,13 +9,17 @@ Background work and an explicit checkpoint may come from two threads; they take 
 
 from __future__ import annotations
 
+import logging
 import threading
 from collections.abc import Iterator
 
+from vecraft_data_model.errors import ChecksumValidationFailureError
 from vecraft_shard.checkpoint import Checkpointer
 from vecraft_shard.compaction import compact, forget_dropped, worth_compacting
 from vecraft_shard.state import ShardState
 from vecraft_shard.tuning import tune, worth_tuning
+
+logger = logging.getLogger(__name__)
 
 _FINISHED = object()
 
@@ -100,7 +104,11 @@ class Background:
                 return False
             self._compaction = compact(state, worthy, now_ms)
         while self._compaction is not None and self._stopwatch() < deadline:
-            self._advance_compaction(self._compaction, now_ms)
+            try:
+                self._advance_compaction(self._compaction, now_ms)
+            except ChecksumValidationFailureError as error:
+                # Whoever reads the record is told, too; the shard goes on with the space it has.
+                logger.error("shard %d does not compact a collection: %s", state.shard_id, error.message)
         return self._compaction is not None
 
     def _advance_compaction(self, compaction: Iterator[None], now_ms: int) -> None:

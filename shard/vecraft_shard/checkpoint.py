@@ -190,6 +190,7 @@ class Checkpointer:
             collection.documents.create_tables()
         locations.save_rows(collection.ordinal, part.first_row, part.rows, part.ended)
         if part.last_row > part.first_row:
+            locations.save_spans(collection.ordinal, collection.integrity.spans_of(part.first_row, part.last_row))
             with self._state.latch.shared():
                 segment = collection.metadata.dump(part.first_row, part.last_row)
             locations.save_postings(collection.ordinal, part.first_row, segment)

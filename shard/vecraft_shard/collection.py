@@ -21,7 +21,7 @@ import numpy as np
 import numpy.typing as npt
 
 from vecraft_data_model.distances import norms
-from vecraft_data_model.errors import CorruptionError
+from vecraft_data_model.errors import ChecksumValidationFailureError, CorruptionError
 from vecraft_data_model.filters import DocumentFilter, Filter
 from vecraft_data_model.messages import Float32Array, Rows
 from vecraft_data_model.payload import documents_of, metadata_of, verify_payloads
@@ -32,6 +32,7 @@ from vecraft_shard.indexes.hnsw import HnswIndex
 from vecraft_shard.indexes.hot import HotFilters
 from vecraft_shard.indexes.metadata import MetadataIndex
 from vecraft_shard.indexes.rowset import RowSet
+from vecraft_shard.integrity import Integrity
 from vecraft_shard.locations import Locations, StoredCollection, StoredRows
 from vecraft_shard.store import PayloadLog, VectorColumn
 from vecraft_shard.versions import NO_ROW, VersionTable
@@ -50,6 +51,7 @@ class Collection:
         tuned_ef, measured_recall, tuned_rows: The depth that was measured to be enough, its recall@10, and at how many
             rows.
         checkpointed: Rows below are in the last checkpoint.
+        uncompactable: A compaction met a damaged record: not tried again before the next start, unless asked for.
     """
 
     def __init__(
@@ -67,6 +69,7 @@ class Collection:
         self.column = VectorColumn(disk, f"{self.folder}/{self.files[0]}", schema.dim, schema.dtype)
         self.payloads = PayloadLog(disk, f"{self.folder}/{self.files[1]}")
         self.versions = VersionTable()
+        self.integrity = Integrity(self.column, self.payloads, self.versions)
         self.metadata = MetadataIndex()
         self.documents = DocumentIndex(connection, ordinal, self._texts)
         self.hnsw = HnswIndex(schema.dim, schema.metric, schema.M, schema.ef_construction)
@@ -74,6 +77,7 @@ class Collection:
         self.hot_filters = HotFilters()
         self.indexed = 0
         self.checkpointed = 0
+        self.uncompactable = False
         self.ef: int | None = None
         self.altered_ef: int | None = None
         self.tuned_ef: int | None = None
@@ -119,7 +123,8 @@ class Collection:
         collection.tuned_ef, collection.measured_recall = stored.ef, stored.measured_recall
         collection.tuned_rows = stored.tuned_rows
         collection.changed = False
-        collection._extend_norms()
+        for first, last in collection.integrity.check_vectors(locations.load_spans(stored.ordinal)):
+            collection._set_norms(first, np.ascontiguousarray(collection.column.view(first, last), np.float32))
         collection._load_hnsw(stored)
         return collection
 
@@ -213,10 +218,18 @@ class Collection:
         return Rows(ids, begin, payloads, vectors if with_vectors else None)
 
     def payloads_of(self, rows: Sequence[int], vectors: Float32Array) -> list[bytes]:
-        """Payloads of rows, verified together with their vectors."""
+        """Payloads of rows, verified together with their vectors.
+
+        Raises:
+            ChecksumValidationFailureError: A record's bytes do not match its checksum, or are no record at all.
+        """
         index = np.asarray(rows, np.int64)
         found = self.payloads.read_many(self.versions.offset[index].tolist(), self.versions.size[index].tolist())
-        verify_payloads(found, vectors)
+        try:
+            verify_payloads(found, vectors)
+        except (ChecksumValidationFailureError, CorruptionError):
+            self.integrity.raise_damaged(rows)
+            raise
         return found
 
     def ids_after(self, after: str | None) -> Iterator[str]:
@@ -242,6 +255,10 @@ class Collection:
         if last <= first:
             return 0
         vectors = np.ascontiguousarray(self.column.view(first, last), np.float32)
+        damaged = [row - first for row in self.integrity.vectors if first <= row < last]
+        if damaged:  # they need a place in the graph, and could be NaN; nobody sees them there
+            vectors = vectors.copy()
+            vectors[damaged] = 0
         started = stopwatch()
         self.hnsw.add(vectors)
         spent_ms = (stopwatch() - started) * 1000
@@ -268,6 +285,11 @@ class Collection:
     # --------------------------------------------------------------------------------------------- inside
 
     def _texts(self, rows: Sequence[int]) -> list[str | None]:
+        self.integrity.check_payloads(rows)
+        damaged = self.integrity.payloads
+        if damaged and not damaged.keys().isdisjoint(rows):
+            # What they held is unknown; whoever's snapshot sees them is refused.
+            return [None if row in damaged else self._texts([row])[0] for row in rows]
         index = np.asarray(rows, np.int64)
         stored = self.payloads.read_many(self.versions.offset[index].tolist(), self.versions.size[index].tolist())
         found = documents_of(stored)
@@ -285,13 +307,6 @@ class Collection:
             return
         self.indexed = stored.hnsw_rows
         self.hnsw_saved = (stored.hnsw_file, stored.hnsw_rows, stored.hnsw_checksum)
-
-    def _extend_norms(self) -> None:
-        """Compute the norms of all rows, blockwise, when a collection is opened."""
-        rows, block = self.versions.rows, 8192
-        for first in range(0, rows, block):
-            last = min(rows, first + block)
-            self._set_norms(first, np.ascontiguousarray(self.column.view(first, last), np.float32))
 
     def _set_norms(self, first: int, vectors: Float32Array) -> None:
         last = first + len(vectors)

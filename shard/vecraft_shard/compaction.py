@@ -16,6 +16,7 @@ from collections.abc import Iterator
 
 import numpy as np
 
+from vecraft_data_model.errors import ChecksumValidationFailureError
 from vecraft_data_model.hlc import INFINITY_TS
 from vecraft_shard.collection import Collection
 from vecraft_shard.records import RecordType, encode_timestamp
@@ -39,7 +40,7 @@ def worth_compacting(state: ShardState, collection: Collection, now_ms: int) -> 
     """Whether enough rows of a collection could be given back."""
     dead = collection.dead_rows
     config = state.config
-    if dead < config.compact_min_rows or dead < config.compact_dead_ratio * collection.versions.rows:
+    if collection.uncompactable or dead < config.compact_min_rows or dead < config.compact_dead_ratio * collection.versions.rows:
         return False
     safe_point = state.timeline.next_safe_point(now_ms, int(config.history_retention_s * 1000))
     reclaimable = np.count_nonzero(collection.versions.reclaimable(safe_point, collection.versions.rows))
@@ -62,7 +63,12 @@ def forget_dropped(state: ShardState, now_ms: int) -> int:
 
 
 def compact(state: ShardState, collection: Collection, now_ms: int) -> Iterator[None]:
-    """Rewrite a collection as its next generation, a slice at a time: advance the iterator when there is time."""
+    """Rewrite a collection as its next generation, a slice at a time: advance the iterator when there is time.
+
+    Raises:
+        ChecksumValidationFailureError: A record is damaged: the collection stays as it is, so that nothing is derived
+            from damage. Replaced or deleted, the record no longer stands in the way once its history is reclaimable.
+    """
     safe_point = raise_safe_point(state, now_ms)
     with state.latch.writer():
         copied = collection.versions.rows
@@ -77,6 +83,20 @@ def compact(state: ShardState, collection: Collection, now_ms: int) -> Iterator[
         generation=collection.generation + 1,
     )
     state.shadows.append(target)
+    try:
+        yield from _fill(state, collection, target, kept, copied)
+    except BaseException as error:
+        collection.uncompactable = isinstance(error, ChecksumValidationFailureError)
+        if target in state.shadows:
+            state.shadows.remove(target)
+        target.close()  # the next checkpoint removes its files
+        raise
+
+
+def _fill(
+    state: ShardState, collection: Collection, target: Collection, kept: Int64Array, copied: int
+) -> Iterator[None]:
+    """Copy the rows ``kept`` and those from ``copied`` on, build the graph, and let ``target`` take over."""
     for first in range(0, len(kept), _COPY_ROWS):
         _copy(collection, target, kept[first : first + _COPY_ROWS])
         yield
@@ -100,10 +120,7 @@ def compact(state: ShardState, collection: Collection, now_ms: int) -> Iterator[
 def _copy(source: Collection, target: Collection, rows: Int64Array) -> None:
     versions = source.versions
     numbers = rows.tolist()
-    payloads = [source.payloads.read(int(versions.offset[row]), int(versions.size[row])) for row in numbers]
-    target.adopt(
-        [versions.ids[row] for row in numbers],
-        source.vectors_of(numbers),
-        payloads,
-        versions.begin[rows],
-    )
+    vectors = source.vectors_of(numbers)
+    # Verified, because the indexes of the next generation are made from it.
+    payloads = source.payloads_of(numbers, vectors)
+    target.adopt([versions.ids[row] for row in numbers], vectors, payloads, versions.begin[rows])

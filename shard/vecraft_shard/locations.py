@@ -6,6 +6,7 @@ A checkpoint *is* the commit of one SQLite transaction. After it, the file holds
     collections       ordinal, id, generation of files, rows, payload bytes, saved HNSW file with rows and checksum
     catalog, aliases  versioned entries (schema as JSON)
     rows_<ordinal>    row → record id, begin, end, payload offset and size, norm
+    spans_<ordinal>     first row → last row and checksums of what the store files hold of them
     postings_<ordinal>  first row → the metadata postings of the rows from there to the next segment
     words_…, grams_…  full text, made by the document index
     transactions      undecided PREPAREs, whole
@@ -34,6 +35,7 @@ import numpy.typing as npt
 from vecraft_data_model.errors import CorruptionError, StorageFailureException
 from vecraft_data_model.schema import CollectionSchema
 from vecraft_shard.catalog import AliasEntry, Catalog, CollectionEntry
+from vecraft_shard.integrity import Span
 from vecraft_shard.page_sums import PageSums
 from vecraft_shard.sqlite_errors import as_our_own
 
@@ -238,6 +240,8 @@ class Locations:
         for statement in (
             f"CREATE TABLE IF NOT EXISTS rows_{n} (row INTEGER PRIMARY KEY, record_id TEXT NOT NULL,"
             " begin_ts INTEGER NOT NULL, end_ts INTEGER NOT NULL, offset INTEGER NOT NULL, size INTEGER NOT NULL)",
+            f"CREATE TABLE IF NOT EXISTS spans_{n} (first_row INTEGER PRIMARY KEY, last_row INTEGER NOT NULL,"
+            " vectors INTEGER NOT NULL, payloads INTEGER NOT NULL)",
             f"CREATE TABLE IF NOT EXISTS postings_{n} (first_row INTEGER PRIMARY KEY, segment BLOB NOT NULL)",
         ):
             self.connection.execute(statement)
@@ -262,6 +266,7 @@ class Locations:
         """Forget a collection and its tables, inside a transaction."""
         self.connection.execute(f"DROP TABLE IF EXISTS rows_{ordinal}")
         self.connection.execute(f"DROP TABLE IF EXISTS postings_{ordinal}")
+        self.connection.execute(f"DROP TABLE IF EXISTS spans_{ordinal}")
         self.connection.execute("DELETE FROM collections WHERE ordinal = ?", (ordinal,))
 
     def load_rows(self, stored: StoredCollection) -> StoredRows:
@@ -305,6 +310,19 @@ class Locations:
         self.connection.executemany(
             f"UPDATE rows_{ordinal} SET end_ts = ? WHERE row = ?", ((end, row) for row, end in ended.items())
         )
+
+    def load_spans(self, ordinal: int) -> list[Span]:
+        """The checksums of the store files, span by span, in row order."""
+        known = self._one("SELECT 1 FROM sqlite_master WHERE name = ?", f"spans_{ordinal}")
+        if known is None:  # written by a version that kept none
+            return []
+        with self._guard():
+            found = self.connection.execute(f"SELECT * FROM spans_{ordinal} ORDER BY first_row")
+            return [Span(*row) for row in found]
+
+    def save_spans(self, ordinal: int, spans: Iterable[Span]) -> None:
+        """Add the checksums of new rows, inside a transaction."""
+        self.connection.executemany(f"INSERT INTO spans_{ordinal} VALUES (?, ?, ?, ?)", spans)
 
     def load_postings(self, ordinal: int) -> Iterator[bytes]:
         """The posting segments in row order."""

@@ -41,6 +41,7 @@ from vecraft_shard.catalog import CollectionEntry
 from vecraft_shard.collection import Collection
 from vecraft_shard.indexes.hnsw import HnswIndex
 from vecraft_shard.indexes.hot import HotFilters
+from vecraft_shard.indexes.rowset import RowSet
 from vecraft_shard.indexes.tail import VectorSource
 from vecraft_shard.planner import Costs
 from vecraft_shard.search import explain_search, run_search
@@ -148,7 +149,11 @@ class Reader:
         _check_queries(request.queries, schema)
         view = CollectionView(collection, snapshot, self.ef_of(collection))
         threads = self._state.config.search_threads if len(request.queries) >= _QUERIES_WORTH_THREADS else 1
+        if collection.integrity.vectors:
+            collection.integrity.refuse_vectors(snapshot)
         found = run_search(view, request, threads, self._costs)
+        if collection.integrity.payloads and request.where_document is not None:
+            collection.integrity.refuse_texts(snapshot)
         explain = explain_search(view, request, costs=self._costs) if request.explain else None
         ids = view.ids
         hits = []
@@ -205,7 +210,7 @@ def _get(collection: Collection, request: Get, snapshot: int) -> RowsReply:
 
 def _count(collection: Collection, request: Count, snapshot: int) -> CountReply:
     versions = collection.versions
-    matching = collection.matching(request.where, request.where_document)
+    matching = _matching(collection, request, snapshot)
     if matching is None:
         if versions.max_begin <= snapshot and versions.alive == versions.rows:
             return CountReply(snapshot, versions.alive)
@@ -219,7 +224,7 @@ def _scan(collection: Collection, request: Scan, snapshot: int) -> RowsReply:
     if request.limit < 1:
         raise InvalidDataException(f"limit must be at least 1, got {request.limit}")
     versions, wanted = collection.versions, request.limit + 1
-    matching = collection.matching(request.where, request.where_document)
+    matching = _matching(collection, request, snapshot)
     rows: list[int] = []
     if matching is None:
         for record_id in collection.ids_after(request.after):
@@ -237,6 +242,13 @@ def _scan(collection: Collection, request: Scan, snapshot: int) -> RowsReply:
     page = rows[: request.limit]
     found = collection.rows_of(page, with_payloads=request.with_payloads, with_vectors=request.with_vectors)
     return RowsReply(snapshot, found, more=len(rows) > request.limit)
+
+
+def _matching(collection: Collection, request: Count | Scan, snapshot: int) -> RowSet | None:
+    matching = collection.matching(request.where, request.where_document)
+    if collection.integrity.payloads and request.where_document is not None:
+        collection.integrity.refuse_texts(snapshot)
+    return matching
 
 
 def _visible_rows(

@@ -24,6 +24,7 @@ def status_of(state: ShardState, now_ms: int, checkpoints: int, *, failed: bool)
             "tail_rows": sum(c.tail_rows for c in collections),
             "index_rows": sum(c.indexed for c in collections),
             "dead_rows": sum(c.dead_rows for c in collections),
+            "damaged_rows": sum(len(c.integrity.vectors.keys() | c.integrity.payloads.keys()) for c in collections),
             "prepared_transactions": len(state.prepared),
             "prepared_oldest_seconds": (now_ms - oldest) / 1000,
             "unacknowledged_transactions": len(state.unacknowledged),

@@ -24,7 +24,7 @@ Invariants:
   writer. After a failed sync every later one fails too, until the file is opened again.
 
 They deliberately hold no checksums of rows and payloads: a payload carries its record's digest, which covers the
-vector too.
+vector too, and :mod:`vecraft_shard.integrity` keeps those of spans of rows.
 """
 
 from __future__ import annotations
@@ -178,6 +178,11 @@ class VectorColumn:
         self._rows = len(self._matrix)
 
     @property
+    def name(self) -> str:
+        """Name of the file."""
+        return self._file.name
+
+    @property
     def rows(self) -> int:
         """Rows that may be read (see the module: an upper bound between opening and ``truncate``)."""
         return self._rows
@@ -272,6 +277,11 @@ class PayloadLog:
         self._end = self._file.size
 
     @property
+    def name(self) -> str:
+        """Name of the file."""
+        return self._file.name
+
+    @property
     def end(self) -> int:
         """Offset after the last payload (see the module: an upper bound between opening and ``truncate``)."""
         return self._end
@@ -305,6 +315,16 @@ class PayloadLog:
         if offset < HEADER_BYTES or size < 0 or stop > self._end:
             raise self._outside(offset, size)
         return bytes(self._view[offset:stop])
+
+    def view(self, start: int, stop: int) -> memoryview:
+        """Return the bytes from ``start`` to ``stop``, read-only, without copying.
+
+        Raises:
+            CorruptionError: They do not lie within what was written.
+        """
+        if start < HEADER_BYTES or stop < start or stop > self._end:
+            raise self._outside(start, stop - start)
+        return self._view[start:stop]
 
     def read_many(self, offsets: Iterable[int], sizes: Iterable[int]) -> list[bytes]:
         """Return the payloads at ``offsets`` (Python integers are fastest).

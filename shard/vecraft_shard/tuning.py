@@ -35,7 +35,7 @@ _BLOCK_ROWS = 8192
 def worth_tuning(collection: Collection) -> bool:
     """Whether the collection's depth was never measured, or it has grown (or shrunk) by half since."""
     rows = collection.indexed
-    if rows < MIN_ROWS or collection.tail_rows:
+    if rows < MIN_ROWS or collection.tail_rows or collection.integrity.vectors:
         return False
     return not collection.tuned_rows / _GROWTH < rows < collection.tuned_rows * _GROWTH
 
