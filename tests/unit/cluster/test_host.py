@@ -49,7 +49,7 @@ from vecraft_data_model.schema import CollectionSchema
 from vecraft_shard.config import ShardConfig
 from vecraft_shard.disk import MemoryDisk, OsDisk
 
-SOON = 10.0
+SOON = 60.0
 
 
 class MovableClock:

@@ -12,7 +12,7 @@ from vecraft_cluster.write_queue import Outcome, WriteQueue
 from vecraft_data_model.errors import OverloadedError, ShardUnavailableError, TimeoutException
 from vecraft_data_model.messages import Batch, BatchReply, Done, Status
 
-SOON = 5.0
+SOON = 60.0
 
 
 class Recorder:
@@ -109,15 +109,14 @@ def test_giving_up_in_line_leaves_nothing_behind() -> None:
 
 
 def test_giving_up_in_a_group_says_that_the_outcome_is_unknown() -> None:
-    second = threading.Event()
-    release = threading.Event()
+    held, second, release = threading.Event(), threading.Event(), threading.Event()
 
     def carry_out(batches: list[Batch]) -> list[Outcome]:
         if len(batches) == 2:
             second.set()
             assert release.wait(SOON)
         else:
-            time.sleep(0.05)
+            assert held.wait(SOON)
         return [BatchReply([], 0) for _ in batches]
 
     queue = WriteQueue(carry_out)
@@ -126,7 +125,9 @@ def test_giving_up_in_a_group_says_that_the_outcome_is_unknown() -> None:
         time.sleep(0.001)
     leader, _ = in_thread(lambda: queue.submit(batch(1), SOON))
     wait_for_line(queue, 1)
-    follower, outcome = in_thread(lambda: queue.submit(batch(2), 0.3))
+    follower, outcome = in_thread(lambda: queue.submit(batch(2), 1.5))
+    wait_for_line(queue, 2)
+    held.set()
     assert second.wait(SOON)
     follower.join(SOON)
     assert isinstance(outcome[0], TimeoutException)
