@@ -53,7 +53,7 @@ class Client(Caller):
         """Read; return the reply, or None. ``flow`` returns something with a snapshot."""
         level = options.consistency if isinstance(options.consistency, str) else "bounded"
         level = "past" if options.as_of is not None else level
-        read = Read(operation, kind, collection, 0, level, self._world.now, self._token, arguments, None)
+        read = Read(operation, kind, collection, 0, level, self._world.now, options.min_ts, arguments, None)
         reply, _ = yield (operation, flow)
         if reply is None:
             return None
@@ -105,7 +105,8 @@ class Client(Caller):
             name = fresh[0][0]
             keys = [key for collection, key in fresh if collection == name]
             keys = self._world.rng.sample(keys, self._world.rng.randint(1, len(keys)))
-            yield from self._get(self._operation("fresh"), name, keys, ReadOptions("strong", min_ts=self._token))
+            # It is not told what this client has seen: a strong read has to find that out by itself.
+            yield from self._get(self._operation("fresh"), name, keys, ReadOptions("strong"))
 
     def _do_past(self) -> Script:
         if self._past:
@@ -192,6 +193,8 @@ class Client(Caller):
                 ),
             )
             if not self._unknown(operation, commit, error, first=attempt == 0):
+                if commit is not None and self._world.rng.random() < self._world.swarm.at_once:
+                    yield from self._do_fresh()
                 return
             attempt_id = error.details.get("txn_id", attempt_id)
             if known is None and attempt_id is None:

@@ -23,6 +23,8 @@ class Swarm:
     length: float
     """How long clients and faults go on."""
     isolation: str
+    at_once: float
+    """Share of commits that are read back at once, by a strong read through any router."""
     weights: dict[str, float]
     chosen_ids: float
     """Share of transactions whose id the client chooses."""
@@ -86,6 +88,7 @@ class Swarm:
             think=pick((0.0, 0.005, 0.02, 0.08)),
             length=pick((0.6, 1.0, 1.5, 3.0)),
             isolation=pick(("snapshot", "snapshot", "serializable")),
+            at_once=pick((0.0, 0.2, 0.6)),
             weights=weights,
             chosen_ids=pick((0.0, 0.5, 1.0)),
             foreign_ids=rng.random() < 0.2,
