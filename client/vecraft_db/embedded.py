@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import asyncio
 import atexit
+import dataclasses
 import os
 import random
 import threading
@@ -21,7 +22,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from vecraft_cluster.host import ShardHost, port_lookup
-from vecraft_cluster.root import RootState, SystemClock, new_root, open_root, shard_path
+from vecraft_cluster.root import RootState, SystemClock, mark_peopled, new_root, open_root, shard_path
 from vecraft_data_model.errors import InvalidDataException, ShardUnavailableError
 from vecraft_data_model.ports import Disk
 from vecraft_db.backups import copy_root, replace_root
@@ -153,8 +154,11 @@ class EmbeddedEngine:
         try:
             disks = [self._disk(shard) for shard in range(state.shards)]
             peers = port_lookup(self.hosts)
+            config = dataclasses.replace(self._shard_config, must_exist=state.peopled)
             for shard, disk in enumerate(disks):
-                self.hosts[shard] = ShardHost(disk, shard, self._shard_config, peers, self._clock)
+                self.hosts[shard] = ShardHost(disk, shard, config, peers, self._clock)
+            if self._root is not None and not state.peopled:
+                state = mark_peopled(self._root)
         except BaseException:
             self._close_shards()
             raise

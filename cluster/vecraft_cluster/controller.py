@@ -33,7 +33,7 @@ from ray import exceptions as ray_errors
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from vecraft_cluster.ports import NAMESPACE, Handle, actor_class, decode, encode, look_up, router_name, shard_name
-from vecraft_cluster.root import open_root, read_root
+from vecraft_cluster.root import mark_peopled, open_root, read_root
 from vecraft_cluster.router_actor import RouterPlan, router_actor_class
 from vecraft_cluster.shard_actor import ShardPlan, shard_actor_class
 from vecraft_data_model.errors import ShardUnavailableError, VecraftError
@@ -249,6 +249,10 @@ class ControllerActor:
             self._hear(asked[ref], ref)
         for ref in silent:
             self._worry(asked[ref])
+        shards = [ward for ward in self._wards if ward.kind == "shard"]
+        if not self._state.peopled and all(ward.state == "serving" for ward in shards):
+            # From now on a shard that finds its directory empty is on the wrong disk, and must not begin anew.
+            self._state = mark_peopled(self._root)
 
     def _hear(self, ward: _Ward, ref: Any) -> None:
         try:
@@ -295,7 +299,11 @@ class ControllerActor:
         }
         try:
             if ward.kind == "shard":
-                config = _with_epoch(self._plan.shard_config, self._state.cluster_map.epoch)
+                config = dataclasses.replace(
+                    self._plan.shard_config,
+                    map_epoch=self._state.cluster_map.epoch,
+                    must_exist=self._state.peopled,
+                )
                 plan = ShardPlan(self._plan.cluster, ward.number, str(self._root), config)
                 ward.handle = shard_actor_class().options(**options).remote(plan)
             else:
@@ -345,7 +353,3 @@ def kill_quietly(name: str) -> None:
     """End a named actor for good if it is there."""
     with contextlib.suppress(ShardUnavailableError):
         ray.kill(look_up(name), no_restart=True)
-
-
-def _with_epoch(config: ShardConfig, epoch: int) -> ShardConfig:
-    return dataclasses.replace(config, map_epoch=epoch)

@@ -3,7 +3,8 @@
 ::
 
     root/
-      vecraft.json      format, version, database id, shard of every slot, map epoch, secret, checksum over all of it
+      vecraft.json      format, version, database id, shard of every slot, map epoch, secret, whether the shards were
+                        opened before; a checksum over all of it
       shard-0000/       one directory per shard, owned by one process at a time (its LOCK)
       shard-0001/
       restore.ready/    only while a restore is being finished
@@ -62,11 +63,13 @@ class RootState(msgspec.Struct, frozen=True):
         database_id: Random, chosen when the root was made; hexadecimal.
         cluster_map: The shard of every slot, and the map's epoch.
         secret: Signs session tokens; never leaves the machine.
+        peopled: Whether every shard has opened its directory once. From then on an empty one has lost its files.
     """
 
     database_id: str
     cluster_map: ClusterMap
     secret: bytes
+    peopled: bool = False
 
     @property
     def shards(self) -> int:
@@ -150,7 +153,8 @@ def read_root(root: Path) -> RootState:
             raise CorruptionError(f"{file} does not match its checksum", file=str(file))
         slots = [int(shard) for shard, length in content["slots"] for _ in range(length)]
         cluster_map = ClusterMap(epoch=content["epoch"], slots=slots, shard_count=content["shards"])
-        return RootState(content["database_id"], cluster_map, bytes.fromhex(content["secret"]))
+        secret = bytes.fromhex(content["secret"])
+        return RootState(content["database_id"], cluster_map, secret, bool(content["peopled"]))
     except (ValueError, TypeError, KeyError, AttributeError, InvalidDataException) as error:
         raise CorruptionError(f"{file} is damaged: {error!r}", file=str(file)) from error
 
@@ -167,6 +171,13 @@ def save_map(root: Path, cluster_map: ClusterMap) -> RootState:
             f"the map's epoch must be above {present.cluster_map.epoch}, got {cluster_map.epoch}"
         )
     state = msgspec.structs.replace(present, cluster_map=cluster_map)
+    _write(root, state, replace=True)
+    return state
+
+
+def mark_peopled(root: Path) -> RootState:
+    """Note durably that every shard has opened its directory, and return the new state."""
+    state = msgspec.structs.replace(read_root(root), peopled=True)
     _write(root, state, replace=True)
     return state
 
@@ -240,6 +251,7 @@ def _content(state: RootState) -> dict[str, Any]:
         "epoch": state.cluster_map.epoch,
         "slots": _runs(state.cluster_map.slots),
         "secret": state.secret.hex(),
+        "peopled": state.peopled,
     }
 
 

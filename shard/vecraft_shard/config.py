@@ -27,6 +27,7 @@ class ShardConfig:
         index_slice_ms: Aim for the time that the background indexer keeps readers out at once.
         compact_dead_ratio: Share of dead rows at which a collection is rewritten.
         verify_writes: Check record checksums on arrival (off where client and shard share a process).
+        must_exist: Refuse an empty directory instead of beginning a new shard in it.
         map_epoch: The cluster map this shard was started under; 0 accepts any.
     """
 
@@ -44,6 +45,7 @@ class ShardConfig:
     compact_dead_ratio: float = 0.25
     compact_min_rows: int = 1000
     verify_writes: bool = False
+    must_exist: bool = False
     map_epoch: int = 0
 
     def __post_init__(self) -> None:

@@ -17,6 +17,7 @@ from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 
 from vecraft_data_model.errors import (
+    CorruptionError,
     InvalidDataException,
     ShardUnavailableError,
     StaleMapError,
@@ -58,7 +59,7 @@ from vecraft_shard.participant import Participant, WriteGroup
 from vecraft_shard.planner import costs_of_this_machine
 from vecraft_shard.reads import Reader
 from vecraft_shard.records import RecordType, encode_timestamp
-from vecraft_shard.recovery import recover
+from vecraft_shard.recovery import EPOCH_FILE, recover
 from vecraft_shard.state import ShardState
 from vecraft_shard.status import status_of
 
@@ -120,6 +121,12 @@ class Shard:
         """
         if salt is None:
             salt = secrets.randbits(64)
+        if config is not None and config.must_exist and not disk.exists(EPOCH_FILE):
+            raise CorruptionError(
+                f"shard {shard_id} was here before, but its directory has no {EPOCH_FILE} file: "
+                "its files are missing, or this is not the disk they are on",
+                shard=shard_id,
+            )
         state = recover(disk, shard_id, now_ms, config or ShardConfig(), latch or NoLatch(), stopwatch, salt)
         return cls(state)
 

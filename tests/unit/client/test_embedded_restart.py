@@ -1,7 +1,8 @@
-"""A database that was killed shows everything acknowledged at once when it is opened again."""
+"""What an embedded database shows when it is opened again: everything that was acknowledged, at once, or an error."""
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -9,6 +10,7 @@ import pytest
 
 from vecraft_cluster.root import SystemClock
 from vecraft_data_model import CollectionSchema
+from vecraft_data_model.errors import CorruptionError
 from vecraft_db.client.vecraft_client import VecraftClient
 from vecraft_db.embedded import EmbeddedEngine
 
@@ -32,3 +34,18 @@ def test_a_new_client_reads_above_the_clocks_of_shards_that_were_killed(
         assert client.count("c") == round_ + 1
         assert [record.record_id for record in client.scan("c")] == [f"r{i}" for i in range(round_ + 1)]
     client.close()
+
+
+def test_a_shard_that_lost_its_directory_does_not_begin_anew(tmp_path: Path) -> None:
+    """An empty database where data was is worse than none: it says so instead."""
+    root = tmp_path / "root"
+    with VecraftClient(root=root, shards=2) as client:
+        client.create_collection(CollectionSchema(name="c", dim=2))
+        client.upsert("c", ids=["a", "b", "c"], vectors=np.ones((3, 2), np.float32))
+    (root / "shard-0001").rename(tmp_path / "elsewhere")
+    with pytest.raises(CorruptionError, match="shard 1 was here before"):
+        VecraftClient(root=root)
+    shutil.rmtree(root / "shard-0001")
+    (tmp_path / "elsewhere").rename(root / "shard-0001")
+    with VecraftClient(root=root) as client:
+        assert client.count("c") == 3
