@@ -32,6 +32,8 @@ from vecraft_shard.timeline import Timeline
 from vecraft_shard.wal import Wal, WalRecord
 
 EPOCH_FILE = "EPOCH"
+_EPOCH_DIGITS = 18
+"""Log frames have 64 bits for it."""
 
 
 def raise_epoch(disk: Disk) -> int:
@@ -43,8 +45,12 @@ def raise_epoch(disk: Disk) -> int:
     file = disk.open(EPOCH_FILE)
     text = file.pread(64, 0).strip()
     file.close()
-    if text and not text.isdigit():
-        raise CorruptionError(f"{EPOCH_FILE} at 0: holds {text[:32]!r} instead of a number", file=EPOCH_FILE, offset=0)
+    if text and (not text.isdigit() or len(text) > _EPOCH_DIGITS):
+        raise CorruptionError(
+            f"{EPOCH_FILE} at 0: holds {text[:32]!r} instead of a number; write one that is above all earlier epochs",
+            file=EPOCH_FILE,
+            offset=0,
+        )
     epoch = int(text or b"0") + 1
     fresh = disk.open(f"{EPOCH_FILE}.new")
     fresh.truncate(0)

@@ -168,7 +168,8 @@ class LogReader:
     def _refuse_newer_epoch(self, epoch: int, name: str) -> None:
         if epoch > self._epoch:
             raise StorageFailureException(
-                f"{name} was written under epoch {epoch}, this owner has {self._epoch}: another one took over",
+                f"{name} was written under epoch {epoch}, this owner has {self._epoch}: another one took over "
+                f"(or the file EPOCH was lost or damaged: then write {epoch} into it)",
                 path=name,
                 epoch=epoch,
             )
