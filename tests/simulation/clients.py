@@ -104,7 +104,7 @@ class Client(Caller):
         if fresh:
             name = fresh[0][0]
             keys = [key for collection, key in fresh if collection == name]
-            keys = self._world.rng.sample(keys, self._world.rng.randint(1, len(keys)))
+            keys = self._world.rng.sample(keys, self._world.rng.choice((1, 1, len(keys))))
             # It is not told what this client has seen: a strong read has to find that out by itself.
             yield from self._get(self._operation("fresh"), name, keys, ReadOptions("strong"))
 

@@ -33,7 +33,7 @@ from vecraft_data_model.messages import (
     Request,
 )
 from vecraft_router.attempt import Attempt, Failed
-from vecraft_router.effects import Flow, Spawn
+from vecraft_router.effects import Flow, Sleep, Spawn
 from vecraft_router.state import RouterState
 from vecraft_shard.admission import Admission, Locks
 from vecraft_shard.checkpoint import Checkpointer
@@ -259,7 +259,7 @@ def soft_refusal() -> list[Patch]:
 @mutant("◆ a router says aborted only once that is durable at the primary")
 def aborted_told_early() -> list[Patch]:
     def refuse(self: Attempt, error: VecraftError) -> Flow[Failed]:
-        yield Spawn(iter(()))  # type: ignore[arg-type]
+        yield Sleep(0.0)
         return Failed(error, again=self._lock_met(error), release=self._release())
 
     return [(Attempt, "_refuse", refuse)]

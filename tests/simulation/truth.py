@@ -193,7 +193,7 @@ class Truth:
             self._history.problem(f"a session went back in time: {read.snapshot} after {read.least}")
         if read.consistency == "strong":
             for answered, commit_ts, serial in acknowledged:
-                if answered >= read.started:
+                if answered > read.started:
                     break
                 if commit_ts > read.snapshot:
                     self._concerns(read, commit_ts, self._written_by(serial, commit_ts))
