@@ -69,15 +69,3 @@ def ray_session() -> Iterator[Path]:
             if _alive(process):
                 process.kill()
         shutil.rmtree(directory, ignore_errors=True)
-
-
-@pytest.fixture(scope="session")
-def contract_cluster(ray_session: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """The name of a cluster of two shards and a router actor that the contract suite's Ray places share."""
-    from vecraft_cluster.launch import launch
-
-    cluster = launch(tmp_path_factory.mktemp("contract-cluster"), 2, name="contract", address="local")
-    try:
-        yield cluster.name
-    finally:
-        cluster.close()

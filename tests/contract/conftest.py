@@ -21,7 +21,7 @@ import itertools
 import os
 import threading
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
-from contextlib import AbstractAsyncContextManager, contextmanager
+from contextlib import AbstractAsyncContextManager, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -30,6 +30,7 @@ import pytest
 from gateway_thread import serving
 
 from vecraft_data_model import CollectionSchema, DataPacket, QueryPacket
+from vecraft_data_model.errors import CollectionNotExistedException
 from vecraft_db.client.async_client import AsyncVecraftClient
 from vecraft_db.client.vecraft_client import VecraftClient
 
@@ -172,27 +173,28 @@ def embedded_async(directory: Path) -> Iterator[VecraftClient]:
 
 # --------------------------------------------------------------------------------------------------- on Ray
 #
-# Three clients of one cluster (fixture ``contract_cluster``): the session has one Ray, started by the first that asks.
+# The session has one Ray (fixture ``ray_session``), started by the first place that needs it; each place has a cluster
+# of its own on it, which ends with its client.
 
 
 @place("ray", marks=(pytest.mark.ray,))
 def ray_router_in_process(directory: Path) -> Iterator[VecraftClient]:
     """Two shard actors, the router in this process."""
-    with VecraftClient(address="auto", cluster="contract") as client:
+    with VecraftClient(address="local", root=directory / "data", shards=2) as client:
         yield client
 
 
 @place("ray-router-actor", marks=(pytest.mark.ray,))
 def ray_router_actor(directory: Path) -> Iterator[VecraftClient]:
     """Two shard actors, the router an actor too."""
-    with VecraftClient(address="auto", cluster="contract", via_router_actor=True) as client:
+    with VecraftClient(address="local", root=directory / "data", shards=2, via_router_actor=True) as client:
         yield client
 
 
 @place("ray-async", marks=(pytest.mark.ray,))
 def ray_async(directory: Path) -> Iterator[VecraftClient]:
     """Two shard actors, the router on an event loop, driven from this thread."""
-    with synchronous(lambda: AsyncVecraftClient(address="auto", cluster="contract")) as client:
+    with synchronous(lambda: AsyncVecraftClient(address="local", root=directory / "data", shards=2)) as client:
         yield client
 
 
@@ -236,7 +238,7 @@ def where_it_runs(request: pytest.FixtureRequest) -> Place:
     found = request.param
     assert isinstance(found, Place)
     if pytest.mark.ray in found.marks:
-        request.getfixturevalue("contract_cluster")
+        request.getfixturevalue("ray_session")
     return found
 
 
@@ -266,10 +268,12 @@ def name() -> str:
 
 
 @pytest.fixture
-def collection(client: VecraftClient, name: str) -> str:
-    """The name of a fresh collection: 4 dimensions, l2."""
+def collection(client: VecraftClient, name: str) -> Iterator[str]:
+    """The name of a fresh collection: 4 dimensions, l2. It is dropped afterwards: checkpoints take a while per each."""
     client.create_collection(CollectionSchema(name=name, dim=4))
-    return name
+    yield name
+    with suppress(CollectionNotExistedException):
+        client.drop_collection(name)
 
 
 @pytest.fixture
