@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import pytest
 
 from tests.simulation.dependencies import Dependencies
 from tests.simulation.history import History, Operation
 
-Seen = dict[str, tuple[int, ...]]
+Seen = Mapping[str, tuple[int, ...]]
 
 
 def operation(serial: int, seen: Seen, appended: Sequence[str] = (), *, client: int = 0, told: str = "") -> Operation:
     made = Operation(serial, client or serial, "append", 0.0)
-    made.seen, made.appended, made.told = seen, appended, told or ("committed" if appended else "")
+    made.seen, made.appended, made.told = dict(seen), appended, told or ("committed" if appended else "")
     return made
 
 
