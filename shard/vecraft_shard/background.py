@@ -54,7 +54,7 @@ class Background:
             deadline = self._stopwatch() + budget_ms / 1000
             if forget_dropped(self._state, now_ms) or self._checkpointer.is_due(now_ms):
                 self._checkpointer.run(now_ms)
-            more = self._index(deadline)
+            more = self._index(deadline, self._state.config.index_min_rows)
             more = self._compact(now_ms, deadline) or more
             return self._tune(deadline) or more
 
@@ -81,14 +81,14 @@ class Background:
                     if collection.dead_rows:
                         for _ in compact(state, collection, now_ms):
                             pass
-            while index_first and self._index(float("inf")):
-                pass
+            if index_first:
+                self._index(float("inf"), min_rows=1)
             self._checkpointer.run(now_ms, final=final or index_first)
 
-    def _index(self, deadline: float) -> bool:
+    def _index(self, deadline: float, min_rows: int) -> bool:
         state, more = self._state, False
         for collection in list(state.collections.values()):
-            while collection.tail_rows:
+            while collection.tail_rows and (collection.indexed or collection.versions.rows >= min_rows):
                 if self._stopwatch() >= deadline:
                     more = True
                     break

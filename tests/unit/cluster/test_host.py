@@ -200,7 +200,7 @@ def test_only_the_sender_with_the_wrong_clock_is_refused(tmp_path: Path) -> None
 def test_maintenance_indexes_what_was_written(tmp_path: Path) -> None:
     with opened(OsDisk(tmp_path)) as host:
         create(host)
-        one(host, write("many", [f"r{i}" for i in range(500)]))
+        one(host, write("many", [f"r{i}" for i in range(1500)]))
 
         def indexed() -> bool:
             reply = one(host, Describe(collection="c"))

@@ -51,7 +51,7 @@ from vecraft_data_model.messages import (
 
 @pytest.fixture
 def bench(tmp_path: Path) -> Any:
-    bench = Bench(tmp_path / "shard")
+    bench = Bench(tmp_path / "shard", index_min_rows=50)
     assert isinstance(bench.commit(create()), Committed)
     yield bench
     bench.shard.abandon()
@@ -394,6 +394,14 @@ class TestIndexing:
         assert (reply.tail_rows, reply.indexed_rows) == (0, 300)
         assert bench.search(vector_of("r7"), k=10, ef=300) == before
         assert bench.search(vector_of("r7"), k=10, exact=True) == before
+
+    def test_a_small_collection_is_scanned_and_has_no_graph(self, bench: Bench) -> None:
+        bench.commit(put(*[f"r{i}" for i in range(49)]))
+        assert not bench.shard.maintain(bench.now_ms, 20)
+        assert tail(bench) == 49
+        bench.commit(put("one more"))
+        bench.shard.maintain(bench.now_ms, 20)
+        assert tail(bench) == 0
 
     def test_a_saved_graph_is_loaded_and_a_damaged_one_rebuilt(self, bench: Bench) -> None:
         bench.commit(put(*[f"r{i}" for i in range(100)]))
