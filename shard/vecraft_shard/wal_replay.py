@@ -14,6 +14,7 @@ bounded by the largest frame.
 from __future__ import annotations
 
 import re
+from collections import deque
 from collections.abc import Iterator
 
 from vecraft_data_model.errors import CorruptionError, StorageFailureException
@@ -21,6 +22,7 @@ from vecraft_data_model.ports import Disk, File
 from vecraft_shard.wal_format import SEGMENT_HEADER_BYTES, FrameReader, SegmentHeader, WalRecord, records_of
 from vecraft_shard.wal_mark import mark_name, read_mark
 
+_REWRITE_BYTES = 1 << 20
 _SEGMENT_NAME = re.compile(r"(\d{20})\.wal")
 
 
@@ -49,6 +51,7 @@ class LogReader:
         self._after_lsn = after_lsn
         self._unborn: int | None = None
         self._torn = False
+        self._unproven: deque[tuple[int, int]] = deque()  # (last LSN, offset) of what no later frame shows as synced
         self.segments: list[int] = []
         self.last: FrameReader | None = None
         self.file: File | None = None
@@ -71,8 +74,12 @@ class LogReader:
             self.file = self._disk.open(name)
             reader = self.last = self._reader(self.file, name, first_lsn)
             self.bytes_before[first_lsn] = self.replayed_bytes
+            self._unproven = deque([(first_lsn, 0)])  # the segment's header
             for header, body, offset in reader.frames():
                 self._refuse_newer_epoch(header.epoch, name)
+                while self._unproven and self._unproven[0][0] <= header.durable_lsn:
+                    self._unproven.popleft()
+                self._unproven.append((header.last_lsn, offset))
                 if header.last_lsn <= self._after_lsn:
                     continue
                 self.replayed_bytes += reader.offset - offset
@@ -102,7 +109,8 @@ class LogReader:
         """Cut off a torn end, remove an unborn segment, and make what was read durable.
 
         The last is needed even when nothing is torn: a process that died may have left its last frames, or the name of
-        a segment, in the page cache only.
+        a segment, in the page cache only. They are written again before they are synced: if their sync has failed
+        before, the system takes them for clean, and would not write them for another sync.
 
         Raises:
             StorageFailureException: The disk failed.
@@ -114,6 +122,10 @@ class LogReader:
         if self._torn:
             self.cut_bytes = self.file.size() - self.last.offset
             self.file.truncate(self.last.offset)
+        if self._unproven:
+            for start in range(self._unproven[0][1], self.last.offset, _REWRITE_BYTES):
+                block = self.file.pread(min(_REWRITE_BYTES, self.last.offset - start), start)
+                self.file.pwrite(block, start)
         self.file.sync()
         self._disk.sync_directory(self._folder)
 

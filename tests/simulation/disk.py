@@ -82,7 +82,11 @@ class SimulatedFile:
         return self.live.buffer[offset : max(offset, min(offset + size, self.live.length))].tobytes()
 
     def sync(self) -> None:
-        self._disk.step("sync", self.name)
+        try:
+            self._disk.step("sync", self.name)
+        except StorageFailureException:
+            self.pending.clear()  # the system takes the pages for clean now: no later sync will write them
+            raise
         for change in self.pending:
             _apply(self.durable, change)
         self.pending.clear()

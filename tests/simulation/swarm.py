@@ -101,7 +101,7 @@ class Swarm:
             crashes=0.0 if calm else pick((0.0, 0.15, 0.4, 0.8)),
             router_crashes=0.0 if calm else pick((0.0, 0.3, 0.8)),
             clock_jumps=0.0 if calm else pick((0.0, 0.0, 0.3)),
-            disk_errors=0.0 if calm else pick((0.0, 0.0, 0.0, 1.0)),
+            disk_errors=0.0 if calm else pick((0.0, 0.0, 0.0, 0.2, 1.0)),
             power=pick((0.0, 0.5, 1.0)),
             skew_ms=pick((0, 5, 50, 220, 220)),
             sync_time=pick((0.0001, 0.002, 0.01)),
