@@ -2,10 +2,12 @@
 
 In order, for a directory that no process has open:
 
-1. Every shard's files: SQLite's own check, the saved graphs against their checksums.
+1. Every shard's files: whether those are there that protect others, the pages of ``shard.sqlite`` against their
+   checksums and SQLite's own check, the saved graphs against theirs.
 2. The directory is opened as a start would open it: that checks the root file, the log's chain of checksums, file
    headers and posting segments, and replays the log.
-3. Every record, at one snapshot: its checksum over id, metadata, document and vector.
+3. Every record, at one snapshot: its checksum over id, metadata, document and vector. Then those that were replaced or
+   deleted, as far as they are kept.
 4. The indexes against the records: each id by lookup; each metadata field by its values (up to ``VALUES_PER_FIELD``),
    by existence and by order; documents by words and substrings of theirs; the graph by its recall against exact search.
 
@@ -23,15 +25,22 @@ from typing import Any
 
 import numpy as np
 
-from vecraft_cluster.root import read_root, shard_path
+from vecraft_cluster.root import ROOT_FILE, RootState, read_root, shard_path
 from vecraft_data_model.convert import packets_of_rows
-from vecraft_data_model.errors import InvalidDataException, VecraftError
+from vecraft_data_model.errors import (
+    CorruptionError,
+    InvalidDataException,
+    StorageFailureException,
+    VecraftError,
+)
 from vecraft_data_model.filters import matches, matches_document, parse_where, parse_where_document, words
 from vecraft_data_model.packets import DataPacket
 from vecraft_data_model.schema import CollectionSchema
 from vecraft_db.client.vecraft_client import VecraftClient
 from vecraft_db.config import Settings
+from vecraft_db.embedded import EmbeddedEngine
 from vecraft_router.options import ReadOptions
+from vecraft_shard.audit import audit_guards
 from vecraft_shard.disk import OsDisk, lock_directory
 from vecraft_shard.indexes.hnsw import HnswIndex
 from vecraft_shard.locations import Locations
@@ -105,7 +114,7 @@ def verify_root(root: Path, note: Note = lambda text: None) -> VerifyReport:
     """
     if not root.is_dir():
         raise InvalidDataException(f"there is no directory {str(root)!r}")
-    state = read_root(root)
+    state = _read_root(root)
     report = VerifyReport(str(root), state.shards)
     for shard in range(state.shards):
         note(f"shard {shard}: files")
@@ -121,22 +130,38 @@ def verify_root(root: Path, note: Note = lambda text: None) -> VerifyReport:
             for schema in client.list_collections():
                 note(f"{schema.name}: records and indexes")
                 report.collections.append(_check_collection(client, schema, report.findings))
+            note("history")
+            report.findings += _history_findings(client, report.findings)
     except VecraftError as error:
         report.findings.append(f"{error.code}: {error.message}")
     return report
+
+
+def _read_root(root: Path) -> RootState:
+    try:
+        return read_root(root)
+    except FileNotFoundError as error:
+        if any(root.glob("shard-*")):
+            raise CorruptionError(
+                f"{root} has shards but no {ROOT_FILE}: restore that file from a backup", file=str(root / ROOT_FILE)
+            ) from error
+        raise InvalidDataException(f"there is no database in {str(root)!r}") from error
+    except OSError as error:
+        raise StorageFailureException(f"cannot read {root}: {error}", path=str(root), errno=error.errno) from error
 
 
 def _file_findings(folder: Path) -> list[str]:
     """Check SQLite's file and the saved graphs of one shard."""
     findings: list[str] = []
     with lock_directory(folder):
+        findings += audit_guards(OsDisk(folder))
         database = folder / "shard.sqlite"
         if not database.exists():  # a shard that was never checkpointed has only its log
             return findings
         try:
             locations = Locations(database)
         except VecraftError as error:
-            return [f"{error.code}: {error.message}"]
+            return [*findings, f"{error.code}: {error.message}"]
         try:
             locations.verify()
             schemas = {entry.collection_id: entry.schema for entry in locations.load_catalog().collections}
@@ -155,6 +180,16 @@ def _file_findings(folder: Path) -> list[str]:
         finally:
             locations.close()
     return findings
+
+
+def _history_findings(client: VecraftClient, known: list[str]) -> list[str]:
+    """Check every version of every record; what is among ``known`` is not said again."""
+    engine = client.engine
+    if not isinstance(engine, EmbeddedEngine):
+        return []
+    said = "\n".join(known)
+    found = (message for host in engine.hosts.values() for message in host.shard.audit())
+    return [message for message in found if message not in said]
 
 
 # -------------------------------------------------------------------------------------------------------- collections

@@ -40,7 +40,9 @@ def worth_compacting(state: ShardState, collection: Collection, now_ms: int) -> 
     """Whether enough rows of a collection could be given back."""
     dead = collection.dead_rows
     config = state.config
-    if collection.uncompactable or dead < config.compact_min_rows or dead < config.compact_dead_ratio * collection.versions.rows:
+    if collection.uncompactable or dead < config.compact_min_rows:
+        return False
+    if dead < config.compact_dead_ratio * collection.versions.rows:
         return False
     safe_point = state.timeline.next_safe_point(now_ms, int(config.history_retention_s * 1000))
     reclaimable = np.count_nonzero(collection.versions.reclaimable(safe_point, collection.versions.rows))
@@ -100,7 +102,7 @@ def _fill(
     for first in range(0, len(kept), _COPY_ROWS):
         _copy(collection, target, kept[first : first + _COPY_ROWS])
         yield
-    while target.index_slice(state.config.index_slice_ms, state.stopwatch):
+    while collection.indexed and target.index_slice(state.config.index_slice_ms, state.stopwatch):
         yield
     with state.latch.writer(), state.latch.exclusive():
         state.shadows.remove(target)

@@ -13,7 +13,7 @@ Work that other shards have to hear of does not happen here either: ``outgoing``
 from __future__ import annotations
 
 import secrets
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 
 from vecraft_data_model.errors import (
@@ -52,6 +52,7 @@ from vecraft_data_model.messages import (
 )
 from vecraft_data_model.ports import Disk, Latch
 from vecraft_data_model.validation import check_ef
+from vecraft_shard.audit import audit_records
 from vecraft_shard.background import Background
 from vecraft_shard.batching import answer_all
 from vecraft_shard.config import ShardConfig
@@ -349,6 +350,10 @@ class Shard:
                 self.execute([Acknowledge(txn_id, [shard])], now_ms)
             case _:
                 pass  # not decided yet, or no answer: asked again after a while
+
+    def audit(self) -> Iterator[str]:
+        """Compare every version of every record with its digest. Yields what does not match."""
+        return audit_records(self._state)
 
     # ---------------------------------------------------------------------------------------------- ends
 

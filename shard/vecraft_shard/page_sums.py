@@ -79,6 +79,11 @@ class PageSums:
             self._images[page].add(crc)
 
     @property
+    def known(self) -> bool:
+        """Whether there are sums to check the file against."""
+        return self._sums is not None
+
+    @property
     def pending(self) -> bool:
         """Whether SQLite's log holds committed pages, which have to be folded into the file before it is verified."""
         return bool(self._images)

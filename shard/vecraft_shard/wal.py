@@ -138,6 +138,7 @@ class Wal:
             reader.check_mark()
             reader.repair()
             self._mark = Mark(self._disk, self._folder)
+            self._mark.write(reader.next_lsn - 1)
             self._segments = reader.segments
             self._next_lsn = reader.next_lsn
             self._durable_lsn = reader.next_lsn - 1

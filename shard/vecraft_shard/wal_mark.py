@@ -38,21 +38,21 @@ def mark_name(folder: str) -> str:
     return f"{folder}{MARK_SUFFIX}"
 
 
-def read_mark(disk: Disk, folder: str) -> int:
-    """Return the LSN that the mark names; 0 if there is no mark, or a damaged one."""
+def read_mark(disk: Disk, folder: str) -> int | None:
+    """Return the LSN that the mark names; None if there is no mark, or a damaged one."""
     name = mark_name(folder)
     if not disk.exists(name):
-        return 0
+        return None
     file = disk.open(name)
     try:
         data = file.pread(_MARK.size, 0)
     finally:
         file.close()
     if len(data) < _MARK.size:
-        return 0
+        return None
     magic, version, lsn, crc = _MARK.unpack(data)
     known = magic == _MAGIC and version == _VERSION and crc == crc32c(data[: -_CRC.size])
-    return int(lsn) if known else 0
+    return int(lsn) if known else None
 
 
 class Mark:

@@ -97,7 +97,7 @@ class LogReader:
             CorruptionError: Its end was cut off or damaged after it had been durable.
         """
         durable = read_mark(self._disk, self._folder)
-        if durable >= self.next_lsn:
+        if durable is not None and durable >= self.next_lsn:
             self._corrupt(
                 segment_name(self._folder, self.segments[-1]) if self.segments else self._folder,
                 self.last.offset if self.last is not None else 0,

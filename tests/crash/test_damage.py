@@ -55,7 +55,7 @@ def scratch() -> Iterator[Path]:
         yield Path(folder)
 
 
-def run(jobs: list[tuple[Path, int, int]], scratch: Path) -> Iterator[tuple[Path, dict[str, Any]]]:
+def run(jobs: list[tuple[Path, int, int]], scratch: Path, *mode: str) -> Iterator[tuple[Path, dict[str, Any]]]:
     """Run cases, ``WORKERS`` processes at a time, each ``(root, first, count)`` in one."""
     waiting, running = list(jobs), []
     while waiting or running:
@@ -64,7 +64,7 @@ def run(jobs: list[tuple[Path, int, int]], scratch: Path) -> Iterator[tuple[Path
             out = scratch / f"{root.name}-{first}.out"
             command = [
                 sys.executable, str(SUPPORT / "damage_child.py"), str(root), str(SEED), str(first), str(count),
-                str(scratch / root.name),
+                str(scratch / root.name), *mode,
             ]  # fmt: skip
             with out.open("wb") as writing:
                 process = subprocess.Popen(command, stdout=writing, stderr=subprocess.PIPE)
@@ -83,7 +83,8 @@ def judge(results: Iterator[tuple[Path, dict[str, Any]]]) -> Counter[str]:
     for root, line in results:
         outcomes[line["outcome"]] += 1
         if line["outcome"] in ("wrong", "crashed"):
-            repeat = f"python {SUPPORT / 'damage_child.py'} {root} {SEED} {line['case']}"
+            mode = " 1 /tmp verify" if line["verify"] else ""
+            repeat = f"python {SUPPORT / 'damage_child.py'} {root} {SEED} {line['case']}{mode}"
             findings.append("\n".join([f"{root.name}: {line['damage']}", *line["wrong"], f"again: {repeat}"]))
     assert not findings, f"{len(findings)} of {outcomes.total()}:\n\n" + "\n\n".join(findings[:5])
     return outcomes
@@ -98,6 +99,16 @@ def test_any_file_damaged_in_any_way(roots: list[Path], scratch: Path) -> None:
     if DAMAGES >= 100:
         # Every kind of outcome occurs; otherwise the damage misses what it is aimed at.
         assert min(outcomes[kind] for kind in ("right", "partial", "refused")) > 0, outcomes
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(3600)
+def test_verify_finds_any_damage(roots: list[Path], scratch: Path) -> None:
+    """``vecraft verify`` finds more than reads would: damage to history, and to files that protect others."""
+    clean = [root for root, (_, end) in zip(roots, ROOTS, strict=True) if end == "clean"]
+    share = max(DAMAGES // 8, 1)
+    outcomes = judge(run([(root, 0, share + 1) for root in clean], scratch, "verify"))
+    assert outcomes["right"] == len(clean)  # the undamaged ones
 
 
 @pytest.mark.timeout(600)

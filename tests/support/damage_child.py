@@ -1,6 +1,6 @@
 """The process that opens damaged data directories: one fork for each, so that none can spoil the next.
 
-Run as ``python damage_child.py ROOT SEED FIRST COUNT SCRATCH``, or with a single case and no ``SCRATCH`` to look at it.
+Run as ``python damage_child.py ROOT SEED FIRST [COUNT [SCRATCH [verify]]]``.
 ``ROOT`` is what ``damage_root.py`` made. Case 0 is the undamaged directory; every other one is chosen by ``SEED`` and
 its number. One line of JSON is written for each::
 
@@ -8,6 +8,8 @@ its number. One line of JSON is written for each::
 
 A case has two acts. In the first the directory is opened and read; then it is written to, compacted, indexed and
 checkpointed, which must not turn damage into data. In the second it is opened and read again.
+
+With ``verify``, the damage is of a kind that must be found, and ``verify_root`` has to.
 """
 
 from __future__ import annotations
@@ -36,11 +38,13 @@ from damage_root import Model, make, settings
 from vecraft_data_model.errors import VecraftError
 from vecraft_db import embedded
 from vecraft_db.client.vecraft_client import VecraftClient
+from vecraft_db.verify import verify_root
 from vecraft_shard import engine
 from vecraft_shard.planner import Costs
 
 SECONDS = 120.0
 SECTOR = 512
+HEADER = 64
 KINDS = ("flip", "flip", "sector", "truncate", "missing", "garbage")
 
 
@@ -71,10 +75,13 @@ def files_of(data: Path) -> list[str]:
     return sorted(name for name in names if not name.endswith(("LOCK", "-shm")))
 
 
-def damage(data: Path, rng: random.Random, name: str | None = None, kind: str | None = None) -> str:
-    """Damage one file. Returns what was done."""
-    name = name or rng.choice(files_of(data))
-    kind = kind or rng.choice(KINDS)
+def damage(data: Path, rng: random.Random, *, certain: bool = False) -> str:
+    """Damage one file. Returns what was done. ``certain``: in a way that has to be found, whatever is read."""
+    names = files_of(data)
+    if certain:  # nothing hangs on a file that is empty but for its header, or on EPOCH if it is not too low
+        names = [name for name in names if name.endswith(".durable") or (data / name).stat().st_size > HEADER]
+    name = rng.choice(names)
+    kind = rng.choice(("flip", "truncate", "missing") if certain else KINDS)
     path = data / name
     size = path.stat().st_size
     content = np.fromfile(path, np.uint8)
@@ -89,7 +96,7 @@ def damage(data: Path, rng: random.Random, name: str | None = None, kind: str | 
             file.write(rng.randbytes(count))
             return f"{name}: {count} random bytes appended"
         # Mostly where something is: the room that was reserved ahead is large.
-        at = int(rng.choice(used)) if len(used) and rng.random() < 0.9 else rng.randrange(size)
+        at = int(rng.choice(used)) if len(used) and (certain or rng.random() < 0.9) else rng.randrange(size)
         if kind == "truncate":
             file.truncate(at)
             return f"{name}: cut from {size} to {at} bytes"
@@ -168,32 +175,52 @@ def change(report: Report, client: VecraftClient, model: Model) -> None:
     report.attempt("compact", lambda: client.checkpoint(compact=True, index=True))
 
 
-def _in_fork(data: Path, model: Model, out: int, *, lost_graph: bool) -> None:
+def look_for(data: Path, what: str) -> Report:
+    """Let the directory be verified; nothing found is wrong."""
+    report = Report()
+    verified = report.attempt("verify", lambda: verify_root(data))
+    if verified is not None:
+        report.honest += verified.findings
+    if not report.honest and what != "nothing":
+        report.wrong.append("not found")
+    elif report.honest and what == "nothing":
+        report.wrong.append(f"found {report.honest}")
+    return report
+
+
+def _in_fork(data: Path, model: Model, out: int, what: str, *, verify: bool) -> None:
     faulthandler.dump_traceback_later(SECONDS - 5, exit=True)
     default = embedded.shard_config
     # What is undecided is decided soon, so that nobody has to wait for it.
     embedded.shard_config = lambda given: replace(default(given), resolve_after_ms=20)
     # Scans look dear, so that even these few rows are searched by the graph unless an exact answer is asked for.
     engine.costs_of_this_machine = lambda stopwatch: Costs(stream_kb=1.0, gather_kb=2.0)
-    report = play(data, model, lost_graph=lost_graph)
+    report = look_for(data, what) if verify else play(data, model, lost_graph="hnsw" in what)
     outcome = "wrong" if report.wrong else "refused" if report.refused else "partial" if report.honest else "right"
     line = {"outcome": outcome, "wrong": report.wrong[:5], "honest": report.honest[:5]}
     os.write(out, json.dumps(line).encode())
 
 
-def run_case(root: Path, model: Model, seed: int, case: int, scratch: Path) -> dict[str, Any]:
+def run_case(root: Path, model: Model, seed: int, case: int, scratch: Path, *, verify: bool) -> dict[str, Any]:
     """Copy, damage, open in a fork, and say what came of it."""
     data = scratch / f"case-{case}"
     copy_sparse(root / "data", data)
-    what = "nothing" if case == 0 else damage(data, random.Random(f"{seed}/{case}"))
-    line: dict[str, Any] = {"case": case, "damage": what, "outcome": "crashed", "wrong": [], "honest": []}
+    what = "nothing" if case == 0 else damage(data, random.Random(f"{seed}/{case}"), certain=verify)
+    line: dict[str, Any] = {
+        "case": case,
+        "verify": verify,
+        "damage": what,
+        "outcome": "crashed",
+        "wrong": [],
+        "honest": [],
+    }
     reading, writing = os.pipe()
     pid = os.fork()
     if pid == 0:
         code = 1
         try:
             os.close(reading)
-            _in_fork(data, model, writing, lost_graph="hnsw" in what)
+            _in_fork(data, model, writing, what, verify=verify)
             code = 0
         except BaseException:
             traceback.print_exc()
@@ -219,18 +246,17 @@ def run_case(root: Path, model: Model, seed: int, case: int, scratch: Path) -> d
     return line
 
 
-def main(root: Path, seed: int, first: int, count: int, scratch: Path) -> None:
+def main(root: Path, seed: int, first: int, count: int, scratch: Path, *, verify: bool) -> None:
     """Run the cases and say each outcome."""
     model = pickle.loads((root / "model.pickle").read_bytes())
     list(everything(cast(VecraftClient, None), model))  # makes the questions, and so what they are compared with
     for case in range(first, first + count):
-        print(json.dumps(run_case(root, model, seed, case, scratch)), flush=True)
+        print(json.dumps(run_case(root, model, seed, case, scratch, verify=verify)), flush=True)
 
 
 if __name__ == "__main__":
     _root, _seed, _first = Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3])
-    if len(sys.argv) > 5:
-        main(_root, _seed, _first, int(sys.argv[4]), Path(sys.argv[5]))
-    else:
-        with tempfile.TemporaryDirectory() as _scratch:
-            main(_root, _seed, _first, int(sys.argv[4]) if len(sys.argv) > 4 else 1, Path(_scratch))
+    _count = int(sys.argv[4]) if len(sys.argv) > 4 else 1
+    with tempfile.TemporaryDirectory() as _temporary:
+        _scratch = Path(sys.argv[5] if len(sys.argv) > 5 else _temporary)
+        main(_root, _seed, _first, _count, _scratch, verify="verify" in sys.argv[6:])
