@@ -127,6 +127,7 @@ class Shard:
                 f"shard {shard_id} was here before, but its directory has no {EPOCH_FILE} file: "
                 "its files are missing, or this is not the disk they are on",
                 shard=shard_id,
+                file=EPOCH_FILE,
             )
         state = recover(disk, shard_id, now_ms, config or ShardConfig(), latch or NoLatch(), stopwatch, salt)
         return cls(state)

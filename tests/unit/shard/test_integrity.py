@@ -13,7 +13,7 @@ from shard_workbench import DIM, Bench, create, delete, put, vector_of
 
 from vecraft_data_model.errors import ChecksumValidationFailureError
 from vecraft_data_model.filters import parse_where, parse_where_document
-from vecraft_data_model.messages import Checkpoint, Committed, Count, Done, Get, Refused, Scan, Search, Status
+from vecraft_data_model.messages import Checkpoint, Committed, Count, Describe, Done, Get, Refused, Scan, Search, Status
 from vecraft_shard import integrity
 from vecraft_shard.store import HEADER_BYTES
 
@@ -28,7 +28,7 @@ def short_spans(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture
 def bench(tmp_path: Path) -> Bench:
     """Twelve records in two checkpoints."""
-    bench = Bench(tmp_path, history_retention_s=0.0, compact_min_rows=1, compact_dead_ratio=0.01)
+    bench = Bench(tmp_path, history_retention_s=0.0, compact_min_rows=1, compact_dead_ratio=0.01, index_min_rows=1)
     bench.commit(create())
     bench.commit(put(*IDS[:7]))
     bench.ask(Checkpoint(index=True))
@@ -111,6 +111,8 @@ def test_a_graph_can_be_built_over_a_damaged_vector(bench: Bench) -> None:
     while_closed(bench, lose_graph)
     while bench.shard.maintain(bench.now_ms, 50):
         pass
+    described: Any = bench.ask(Describe(collection="c"))
+    assert described.indexed_rows == 12
     assert refusal(bench, search()) == "r3"
     bench.commit(delete("r3"))
     assert bench.search(vector_of("r1"), k=20) == bench.search(vector_of("r1"), k=20, exact=True)
