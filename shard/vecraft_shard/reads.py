@@ -48,7 +48,6 @@ from vecraft_shard.search import explain_search, run_search
 from vecraft_shard.state import ShardState
 from vecraft_shard.versions import NO_ROW
 
-
 _QUERIES_WORTH_THREADS = 16
 
 

@@ -120,8 +120,8 @@ class Timeline:
     def next_ceiling(self, now_ms: int) -> int:
         """The ceiling to make durable next: well ahead of the wall clock, and a little ahead of the logical one.
 
-        Only a little: a restarted clock begins at the ceiling, ahead of the wall clock. Were the ceiling to run far ahead
-        of *that*, a few restarts in a row would drive the clock beyond the accepted skew.
+        Only a little: a restarted clock begins at the ceiling, ahead of the wall clock. Were the ceiling to run far
+        ahead of *that*, a few restarts in a row would drive the clock beyond the accepted skew.
         """
         return max(timestamp(now_ms + self._ceiling_ms), self.clock.last + (_LOGICAL_STEP_MS << 16))
 
