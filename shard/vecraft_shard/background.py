@@ -54,7 +54,7 @@ class Background:
             deadline = self._stopwatch() + budget_ms / 1000
             if forget_dropped(self._state, now_ms) or self._checkpointer.is_due(now_ms):
                 self._checkpointer.run(now_ms)
-            more = self._index(deadline, self._state.config.index_min_rows)
+            more = self._index(deadline)
             more = self._compact(now_ms, deadline) or more
             return self._tune(deadline) or more
 
@@ -82,12 +82,16 @@ class Background:
                         for _ in compact(state, collection, now_ms):
                             pass
             if index_first:
-                self._index(float("inf"), min_rows=1)
+                self._index(float("inf"))
             self._checkpointer.run(now_ms, final=final or index_first)
 
-    def _index(self, deadline: float, min_rows: int) -> bool:
+    def _index(self, deadline: float) -> bool:
         state, more = self._state, False
+        min_rows = state.config.index_min_rows
+        current = {entry.collection_id for entry in state.catalog.current()}
         for collection in list(state.collections.values()):
+            if collection.collection_id not in current:
+                continue  # dropped: still readable in the past, but not worth a graph
             while collection.tail_rows and (collection.indexed or collection.versions.rows >= min_rows):
                 if self._stopwatch() >= deadline:
                     more = True

@@ -51,7 +51,7 @@ from vecraft_data_model.messages import (
 
 @pytest.fixture
 def bench(tmp_path: Path) -> Any:
-    bench = Bench(tmp_path / "shard", index_min_rows=50)
+    bench = Bench(tmp_path / "shard", index_min_rows=10)
     assert isinstance(bench.commit(create()), Committed)
     yield bench
     bench.shard.abandon()
@@ -396,9 +396,10 @@ class TestIndexing:
         assert bench.search(vector_of("r7"), k=10, exact=True) == before
 
     def test_a_small_collection_is_scanned_and_has_no_graph(self, bench: Bench) -> None:
-        bench.commit(put(*[f"r{i}" for i in range(49)]))
+        bench.commit(put(*[f"r{i}" for i in range(9)]))
         assert not bench.shard.maintain(bench.now_ms, 20)
-        assert tail(bench) == 49
+        bench.ask(Checkpoint(index=True))
+        assert tail(bench) == 9
         bench.commit(put("one more"))
         bench.shard.maintain(bench.now_ms, 20)
         assert tail(bench) == 0
