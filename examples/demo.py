@@ -255,6 +255,9 @@ def survive(stage: Stage, data: WordNet) -> None:
     writer.stop()
     if writer.fault is not None:
         raise writer.fault
+    # The supervisor looks around once a second: it may not have seen the new process yet, though that answered already.
+    while _shard_pid(stage) == victim and time.monotonic() - began < 60:
+        time.sleep(0.1)
     check(_shard_pid(stage) != victim, "another process serves shard 0 now")
     console.print(
         f"[green]✓[/green] shard 0 is back as process {_shard_pid(stage)}; the writer saw no error, "

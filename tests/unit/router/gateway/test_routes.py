@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import base64
 from collections.abc import AsyncIterator
 from typing import Any
@@ -242,7 +243,11 @@ async def test_columns_carry_payloads_end_to_end(api: httpx.AsyncClient, books: 
 
 
 async def test_cluster_checkpoint_and_documentation(api: httpx.AsyncClient, books: str) -> None:
-    cluster = (await api.get("/cluster")).json()
+    for _ in range(100):
+        cluster = (await api.get("/cluster")).json()
+        if sum(shard["collections"]["books"] for shard in cluster["shards"]) == 3:
+            break
+        await asyncio.sleep(0.02)  # a participant hears of a commit a moment after the writer; reads wait, figures do not
     assert [shard["status"] for shard in cluster["shards"]] == ["up", "up"]
     assert sum(shard["slots"] for shard in cluster["shards"]) == 1024
     assert sum(shard["collections"]["books"] for shard in cluster["shards"]) == 3
