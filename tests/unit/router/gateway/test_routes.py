@@ -247,7 +247,8 @@ async def test_cluster_checkpoint_and_documentation(api: httpx.AsyncClient, book
         cluster = (await api.get("/cluster")).json()
         if sum(shard["collections"]["books"] for shard in cluster["shards"]) == 3:
             break
-        await asyncio.sleep(0.02)  # a participant hears of a commit a moment after the writer; reads wait, figures do not
+        # A participant hears of a commit a moment after the writer: reads wait for that, figures do not.
+        await asyncio.sleep(0.02)
     assert [shard["status"] for shard in cluster["shards"]] == ["up", "up"]
     assert sum(shard["slots"] for shard in cluster["shards"]) == 1024
     assert sum(shard["collections"]["books"] for shard in cluster["shards"]) == 3
