@@ -106,6 +106,7 @@ class Settings:
         txn_retention_s: Seconds for which a retry with the same ``txn_id`` is recognised.
         checkpoint_interval_s: Seconds between checkpoints when there were writes.
         checkpoint_wal_bytes: Log growth that starts a checkpoint.
+        index_min_rows: Rows of a collection on a shard below which it is scanned and gets no graph.
         max_clock_skew_ms: Milliseconds that nodes' clocks may differ.
         host: Address the server listens on.
         port: Port the server listens on.
@@ -135,6 +136,7 @@ class Settings:
     txn_retention_s: float = _setting(3600.0, _number(0, 10 * 365 * 86_400))
     checkpoint_interval_s: float = _setting(60.0, _number(0.01, 86_400))
     checkpoint_wal_bytes: int = _setting(64 << 20, _integer(1 << 16, 1 << 40))
+    index_min_rows: int = _setting(1000, _integer(1, 1 << 40))
     max_clock_skew_ms: int = _setting(500, _integer(2, 60_000))
     host: str = _setting("127.0.0.1", _text())
     port: int = _setting(8000, _integer(0, 65_535))

@@ -60,7 +60,13 @@ class Model:
 
 def settings() -> Settings:
     """Settings under which nothing happens by itself while a test looks."""
-    return Settings(checkpoint_interval_s=3600.0, history_retention_s=86_400.0, txn_retention_s=86_400.0, timeout=20.0)
+    return Settings(
+        checkpoint_interval_s=3600.0,
+        history_retention_s=86_400.0,
+        txn_retention_s=86_400.0,
+        timeout=20.0,
+        index_min_rows=10,
+    )
 
 
 def make(name: str, number: int, version: int) -> Record:

@@ -191,6 +191,7 @@ def shard_config(settings: Settings) -> ShardConfig:
     return ShardConfig(
         durability=settings.durability,
         checkpoint_wal_bytes=settings.checkpoint_wal_bytes,
+        index_min_rows=settings.index_min_rows,
         checkpoint_interval_s=settings.checkpoint_interval_s,
         history_retention_s=settings.history_retention_s,
         txn_retention_s=settings.txn_retention_s,
