@@ -314,11 +314,17 @@ class Attempt:
     # -------------------------------------------------------------------------------------------------- parts
 
     def _may_wait(self, error: VecraftError) -> bool:
-        """Whether to ask the same again: a blind write that only met a lock leaves no trace, and may succeed later."""
+        """Whether to ask the same again: a write that only met a lock left no trace, and may succeed later."""
         return self._lock_met(error) and self._state.clock.monotonic() < self._locks_until
 
     def _lock_met(self, error: VecraftError) -> bool:
-        return self._blind and isinstance(error, WriteConflictException)
+        """Whether only a lock stands in the way, which may be the caller's own last commit on its way to a participant.
+
+        Once it is gone, a transaction with a snapshot is validated like any other, and meets the conflict if there is one.
+        """
+        if self._blind:
+            return isinstance(error, WriteConflictException)
+        return isinstance(error, WriteConflictException | ReadWriteConflictException) and _is_locked(error)
 
     def _lost(self, error: VecraftError) -> None:
         """Remember why there was no answer; that a shard is down says more than that time ran out."""

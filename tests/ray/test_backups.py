@@ -91,7 +91,7 @@ def test_a_pause_holds_writers_and_not_readers_and_ends_by_itself(cluster: Clust
     client.create_collection(CollectionSchema(name="paused", dim=4))
     client.upsert("paused", ids=IDS, vectors=VECTORS)
     actor = look_up(shard_name(cluster.name, 0))
-    pause = unwrap(ray.get(actor.pause.remote(1.5)))
+    pause = unwrap(ray.get(actor.pause.remote(5.0)))
     assert client.count("paused") == 50
     with pytest.raises(TimeoutException):
         client.upsert("paused", ids=IDS, vectors=VECTORS, timeout=0.3)

@@ -146,9 +146,16 @@ def test_a_blind_write_waits_for_a_lock_under_the_same_id(bench: Workbench) -> N
     assert len(sent) == 1 and bench.values(ids[0]) == [3] and bench.clock.now > 0
 
 
-def test_a_snapshot_transaction_does_not_wait_for_a_lock(bench: Workbench) -> None:
+def test_a_snapshot_transaction_waits_for_a_lock_that_may_be_its_own_last_commit(bench: Workbench) -> None:
     snapshot = bench.run(bench.router.choose_snapshot())
-    bench.fault = fail_times(1, WriteConflictException("locked", locked=True), CommitOne)
+    bench.fault = fail_times(3, WriteConflictException("locked", locked=True), CommitOne)
+    bench.run(bench.router.commit([bench.put("a", value=4)], snapshot=snapshot))
+    assert bench.values("a") == [4] and bench.clock.now > 0
+
+
+def test_a_snapshot_transaction_meets_its_conflict_and_is_aborted_durably(bench: Workbench) -> None:
+    snapshot = bench.run(bench.router.choose_snapshot())
+    bench.run(bench.router.commit([bench.put("a")]))
     with pytest.raises(WriteConflictException) as caught:
         bench.run(bench.router.commit([bench.put("a")], snapshot=snapshot))
     shard = bench.router.state.cluster_map.shard_of("a")
