@@ -320,7 +320,8 @@ class Attempt:
     def _lock_met(self, error: VecraftError) -> bool:
         """Whether only a lock stands in the way, which may be the caller's own last commit on its way to a participant.
 
-        Once it is gone, a transaction with a snapshot is validated like any other, and meets the conflict if there is one.
+        Once it is gone, a transaction with a snapshot is validated like any other, and meets its conflict if there is
+        one.
         """
         if self._blind:
             return isinstance(error, WriteConflictException)
