@@ -253,7 +253,7 @@ def test_verify_names_every_damaged_record(vecraft: Command, root: Path) -> None
 
 
 def test_verify_finds_a_damaged_vector_graph_database_and_log(vecraft: Command, root: Path) -> None:
-    with VecraftClient(root=root) as client:
+    with VecraftClient(root=root, index_min_rows=1) as client:
         client.checkpoint(index=True)
     vectors = next(iter(root.glob("shard-0000/*/vectors*")))
     damage(vectors, 64 + 5)
