@@ -4,7 +4,7 @@
 
     one shard       CommitOne ─────────────────────────────────────────────▶ Committed
 
-    several         Prepare ──▶ all shards, in parallel                       (a lock conflict is a "no", at once)
+    several         Prepare ──▶ all shards, in parallel                       (a lock is a "no" at once; asked again)
                        │ all yes: commit_ts = the largest prepare_ts
                     Decide ───▶ the primary ══ commit point ══▶ Committed ──▶ the caller is answered
                        │                                                      in the background:
