@@ -60,6 +60,10 @@ MAINTENANCE_BUDGET_MS = 20
 IDLE_S = 0.1
 """How often maintenance looks around when there is nothing to do: well below the clock ceiling's reach."""
 
+DRAIN_S = 2.0
+"""How long a pause waits for a moment without prepared transactions: who reads those would wait for its end."""
+
+DRAIN_POLL_S = 0.005
 REOPEN_INTERVAL_S = 1.0
 PEER_TIMEOUT_S = 5.0
 
@@ -147,9 +151,20 @@ class ShardHost:
 
     @contextmanager
     def paused(self) -> Iterator[Shard]:
-        """Keep writers and maintenance waiting while the body runs, so that no file changes; reads go on."""
-        with self._inside(), self._maintaining, self._queue.turn(), self._latch.writer():
-            yield self._shard
+        """Keep writers and maintenance waiting while the body runs, so that no file changes; reads go on.
+
+        It begins when no transaction is prepared here, if there is such a moment within :data:`DRAIN_S`: a decision
+        is a write, too, and whoever reads what is undecided would wait for the end of the pause.
+        """
+        with self._inside():
+            patience = self._clock.monotonic() + DRAIN_S
+            while True:
+                with self._maintaining, self._queue.turn():
+                    if not self._shard.in_doubt or self._clock.monotonic() >= patience:
+                        with self._latch.writer():
+                            yield self._shard
+                        return
+                time.sleep(DRAIN_POLL_S)
 
     def maintain_once(self, budget_ms: float = MAINTENANCE_BUDGET_MS) -> bool:
         """Do one slice of maintenance, deliver messages to peers, and return whether there is more to do."""

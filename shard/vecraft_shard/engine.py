@@ -142,6 +142,11 @@ class Shard:
         """Why the shard has stopped writing, if it has: what runs it should open it again."""
         return self._failure
 
+    @property
+    def in_doubt(self) -> bool:
+        """Whether there are prepared transactions, whose decision readers may have to wait for."""
+        return bool(self._state.prepared)
+
     # ------------------------------------------------------------------------------------------ requests
 
     def execute(

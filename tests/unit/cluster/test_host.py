@@ -34,6 +34,8 @@ from vecraft_data_model.messages import (
     CreateCollection,
     Describe,
     DescribeReply,
+    Finish,
+    Finished,
     Mutation,
     Prepare,
     Prepared,
@@ -172,6 +174,40 @@ def test_a_write_that_cannot_wait_says_that_nothing_was_done(tmp_path: Path) -> 
         assert isinstance(outcome[0], TimeoutException)
         assert "nothing was done" in str(outcome[0])
         assert count(host) == 0
+
+
+def test_a_pause_waits_for_decisions_that_readers_wait_for(tmp_path: Path) -> None:
+    begun, over = threading.Event(), threading.Event()
+
+    def pause(host: ShardHost) -> None:
+        with host.paused():
+            begun.set()
+            over.wait(SOON)
+
+    with opened(OsDisk(tmp_path), config=ShardConfig(resolve_after_ms=600_000)) as host:
+        create(host)
+        prepare = Prepare(write("both", ["r"]).txn, primary=1, participants=[0, 1])
+        prepared = one(host, prepare)
+        assert isinstance(prepared, Prepared)
+        thread = threading.Thread(target=pause, args=(host,))
+        thread.start()
+        try:
+            assert not begun.wait(0.2), "the pause began while a transaction was undecided"
+            assert isinstance(one(host, Finish("both", prepared.prepare_ts)), Finished)
+            assert begun.wait(SOON)
+            assert count(host) == 1, "the reader was held by the pause"
+        finally:
+            over.set()
+            thread.join(SOON)
+
+
+def test_a_pause_does_not_wait_for_ever_for_a_decision(tmp_path: Path) -> None:
+    with opened(OsDisk(tmp_path), config=ShardConfig(resolve_after_ms=600_000)) as host:
+        create(host)
+        one(host, Prepare(write("stuck", ["r"]).txn, primary=1, participants=[0, 1]))
+        with host.paused():
+            pass
+        assert isinstance(one(host, Finish("stuck", 0)), Finished)
 
 
 def test_only_the_sender_with_the_wrong_clock_is_refused(tmp_path: Path) -> None:
