@@ -21,6 +21,7 @@ import numpy.typing as npt
 from vecraft_data_model.errors import VecraftError
 from vecraft_data_model.filters import DocumentFilter, Filter
 from vecraft_data_model.schema import CollectionSchema
+from vecraft_data_model.search_options import SearchOptions
 
 Float32Array = npt.NDArray[np.float32]
 Expectation = str | int | None
@@ -188,19 +189,11 @@ class Get(ReadRequest, frozen=True, kw_only=True):
 
 
 class Search(ReadRequest, frozen=True, kw_only=True):
-    """k nearest to each row of ``queries`` (q, dim) float32 → ``SearchReply``."""
+    """The nearest to each row of ``queries`` (q, dim) float32 → ``SearchReply``."""
 
     collection: str
     queries: Float32Array
-    k: int
-    where: Filter | None = None
-    where_document: DocumentFilter | None = None
-    ef: int | None = None
-    exact: bool = False
-    max_distance: float | None = None
-    with_payloads: bool = True
-    with_vectors: bool = False
-    explain: bool = False
+    options: SearchOptions = SearchOptions()
 
 
 class Scan(ReadRequest, frozen=True, kw_only=True):

@@ -7,7 +7,7 @@ checked where the collection is known.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from typing import Any, Final
+from typing import Any
 
 import msgspec
 import numpy as np
@@ -16,20 +16,11 @@ import numpy.typing as npt
 from vecraft_data_model.checksums import DEFAULT_ALGORITHM, HASHES, check_algorithm
 from vecraft_data_model.errors import ChecksumValidationFailureError, InvalidDataException
 from vecraft_data_model.filters import DocumentFilter, Filter, parse_where, parse_where_document
-from vecraft_data_model.validation import (
-    as_vector,
-    check_ef,
-    check_flag,
-    check_k,
-    check_max_distance,
-    shown,
-)
+from vecraft_data_model.search_options import DEFAULT_INCLUDE, SearchOptions
+from vecraft_data_model.validation import as_vector, shown
 from vecraft_data_model.vector_packet import VectorPacket, frozen, vector_from_json, vector_to_json
 
 Float32Array = npt.NDArray[np.float32]
-
-INCLUDABLE: Final = ("metadata", "document", "vector")
-DEFAULT_INCLUDE: Final = ("metadata", "document")
 
 
 class QueryPacket:
@@ -74,18 +65,23 @@ class QueryPacket:
     ) -> None:
         # The vector may still be the caller's own array: a packet keeps a copy.
         self.query_vector: Float32Array = frozen(as_vector(query_vector, what="query_vector"), copy=True)
-        self.k = check_k(k)
+        checked = SearchOptions.checked(k, where, where_document, ef, exact, max_distance, include)
+        self.k = checked.k
         self.where = where
         self.where_document = where_document
-        self.filter: Filter | None = None if where is None else parse_where(where)
-        self.document_filter: DocumentFilter | None = (
-            None if where_document is None else parse_where_document(where_document)
-        )
-        self.ef = check_ef(ef)
-        self.exact = check_flag(exact, "exact")
-        self.max_distance = check_max_distance(max_distance)
-        self.include = check_include(include)
+        self.filter: Filter | None = checked.where
+        self.document_filter: DocumentFilter | None = checked.where_document
+        self.ef = checked.ef
+        self.exact = checked.exact
+        self.max_distance = checked.max_distance
+        self.include = checked.include
         self.checksum_algorithm = check_algorithm(checksum_algorithm)
+
+    def options(self, explain: bool = False) -> SearchOptions:
+        """Return everything but the vector, as it travels to the shards."""
+        return SearchOptions(
+            self.k, self.filter, self.document_filter, self.ef, self.exact, self.max_distance, self.include, explain
+        )
 
     @property
     def checksum(self) -> str:
@@ -153,22 +149,6 @@ class QueryPacket:
 
     def __repr__(self) -> str:
         return f"QueryPacket(dim={len(self.query_vector)}, k={self.k}, where={self.where!r})"
-
-
-def check_include(include: object) -> tuple[str, ...]:
-    """Return what results shall carry: any of ``metadata``, ``document``, ``vector``.
-
-    Raises:
-        InvalidDataException: Something else, or a string instead of a list.
-    """
-    if include is DEFAULT_INCLUDE:
-        return DEFAULT_INCLUDE
-    if isinstance(include, Iterable) and not isinstance(include, str | bytes | Mapping):
-        names = tuple(include)
-        if all(isinstance(name, str) and name in INCLUDABLE for name in names):
-            return names
-        include = names
-    raise InvalidDataException(f"include must be a list of {', '.join(INCLUDABLE)}; got {str(include)[:100]!r}")
 
 
 def _restored(query_vector: Float32Array, arguments: dict[str, Any]) -> QueryPacket:

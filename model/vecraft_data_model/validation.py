@@ -15,7 +15,7 @@ import random
 import time
 import uuid
 from collections.abc import Iterable, Sequence
-from typing import Any, Final, SupportsFloat
+from typing import TYPE_CHECKING, Any, Final, SupportsFloat
 
 import numpy as np
 import numpy.typing as npt
@@ -25,7 +25,9 @@ from vecraft_data_model.errors import (
     NullOrZeroVectorException,
     VectorDimensionMismatchException,
 )
-from vecraft_data_model.messages import Expectation
+
+if TYPE_CHECKING:
+    from vecraft_data_model.messages import Expectation
 
 Float32Array = npt.NDArray[np.float32]
 

@@ -68,7 +68,8 @@ def lane_of(request: Request) -> str:
     if kind in _SERVICE:
         return "service"
     if isinstance(request, Search):
-        slow = request.exact or request.where_document is not None or len(request.queries) > _QUICK_QUERIES
+        options = request.options
+        slow = options.exact or options.where_document is not None or len(request.queries) > _QUICK_QUERIES
     elif isinstance(request, Count):
         slow = request.where is not None or request.where_document is not None
     else:

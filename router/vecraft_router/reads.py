@@ -52,6 +52,7 @@ from vecraft_data_model.messages import (
 )
 from vecraft_data_model.packets import CollectionInfo
 from vecraft_data_model.placement import ClusterMap
+from vecraft_data_model.search_options import SearchOptions
 from vecraft_router.asking import Asker, MapChanged, Patience, unexpected
 from vecraft_router.effects import Ask, Flow
 from vecraft_router.merging import concat_rows, in_order_of, merge_hits
@@ -80,37 +81,14 @@ class Reader:
         self,
         collection: str,
         queries: Float32Array,
-        k: int,
-        *,
-        where: Filter | None,
-        where_document: DocumentFilter | None,
-        ef: int | None,
-        exact: bool,
-        max_distance: float | None,
-        with_payloads: bool,
-        with_vectors: bool,
-        explain: bool,
+        wanted: SearchOptions,
         options: ReadOptions,
     ) -> Flow[Found]:
         """See ``Router.search``."""
         state = self._state
 
         def request(_: object, snapshot: int, min_ts: int) -> Search:
-            return Search(
-                snapshot=snapshot,
-                min_ts=min_ts,
-                collection=collection,
-                queries=queries,
-                k=k,
-                where=where,
-                where_document=where_document,
-                ef=ef,
-                exact=exact,
-                max_distance=max_distance,
-                with_payloads=with_payloads,
-                with_vectors=with_vectors,
-                explain=explain,
-            )
+            return Search(snapshot=snapshot, min_ts=min_ts, collection=collection, queries=queries, options=wanted)
 
         shards = state.cluster_map.shards()
         if len(shards) == 1 and options.consistency == "session" and options.as_of is None:
@@ -132,13 +110,13 @@ class Reader:
         parts = [answer for answer in answers.values() if isinstance(answer, SearchReply)]
         hits = parts[0].hits
         if len(parts) > 1:
-            hits = [merge_hits(rivals, k) for rivals in zip(*(part.hits for part in parts), strict=True)]
+            hits = [merge_hits(rivals, wanted.k) for rivals in zip(*(part.hits for part in parts), strict=True)]
         plans = {
             shard: answer.explain
             for shard, answer in answers.items()
             if isinstance(answer, SearchReply) and answer.explain is not None
         }
-        return Found(snapshot, hits, tuple(sorted(missing or ())), plans if explain else None)
+        return Found(snapshot, hits, tuple(sorted(missing or ())), plans if wanted.explain else None)
 
     # ---------------------------------------------------------------------------------------- other reads
 

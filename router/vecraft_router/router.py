@@ -4,7 +4,7 @@ Every public method that returns a ``Flow`` is one operation, to be run by a run
 
     router = Router(cluster_map, clock, random.Random(), RouterConfig())
     runner = SyncRunner(router, ports)
-    found = runner.run(router.search("images", queries, 10))
+    found = runner.run(router.search("images", queries, SearchOptions(k=10)))
 
 The methods only hand over to :mod:`vecraft_router.commit`, :mod:`vecraft_router.reads` and
 :mod:`vecraft_router.service`, which hold the flows. Arguments are taken as checked and converted (by
@@ -33,6 +33,7 @@ from vecraft_data_model.messages import (
 from vecraft_data_model.packets import CollectionInfo
 from vecraft_data_model.placement import ClusterMap
 from vecraft_data_model.ports import Clock
+from vecraft_data_model.search_options import SearchOptions
 from vecraft_router.commit import Committer
 from vecraft_router.config import RouterConfig
 from vecraft_router.effects import Flow
@@ -176,33 +177,11 @@ class Router:
         self,
         collection: str,
         queries: Float32Array,
-        k: int,
-        *,
-        where: Filter | None = None,
-        where_document: DocumentFilter | None = None,
-        ef: int | None = None,
-        exact: bool = False,
-        max_distance: float | None = None,
-        with_payloads: bool = True,
-        with_vectors: bool = False,
-        explain: bool = False,
+        wanted: SearchOptions,
         options: ReadOptions = DEFAULT_OPTIONS,
     ) -> Flow[Found]:
-        """Return the k nearest records to each row of ``queries`` (q, dim) float32, merged over all shards."""
-        return self._reads.search(
-            collection,
-            queries,
-            k,
-            where=where,
-            where_document=where_document,
-            ef=ef,
-            exact=exact,
-            max_distance=max_distance,
-            with_payloads=with_payloads,
-            with_vectors=with_vectors,
-            explain=explain,
-            options=options,
-        )
+        """Return the nearest records to each row of ``queries`` (q, dim) float32, merged over all shards."""
+        return self._reads.search(collection, queries, wanted, options)
 
     def scan_page(
         self,

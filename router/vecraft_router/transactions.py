@@ -42,6 +42,7 @@ from vecraft_data_model.messages import (
     RowsReply,
 )
 from vecraft_data_model.packets import CommitResult
+from vecraft_data_model.search_options import SearchOptions
 from vecraft_router.effects import Flow
 from vecraft_router.merging import concat_rows, in_order_of, merge_hits, merge_pages, take_hits, take_rows
 from vecraft_router.options import DEFAULT_OPTIONS, ReadOptions
@@ -206,45 +207,20 @@ class InteractiveTransaction:
         self,
         collection: str,
         queries: Float32Array,
-        k: int,
+        wanted: SearchOptions,
         *,
-        where: Filter | None = None,
-        where_document: DocumentFilter | None = None,
-        ef: int | None = None,
-        exact: bool = False,
-        max_distance: float | None = None,
-        with_payloads: bool = True,
-        with_vectors: bool = False,
-        explain: bool = False,
         deadline: float | None = None,
     ) -> Flow[Found]:
-        """Return the k nearest records to each row of ``queries`` (q, dim) float32, own writes included (exactly)."""
+        """Return the nearest records to each row of ``queries`` (q, dim) float32, own writes included (exactly)."""
         buffer = yield from self._buffer(collection, deadline)
-        found = yield from self._router.search(
-            buffer.schema.name,
-            queries,
-            k + len(buffer),  # as many as may have been replaced or deleted here
-            where=where,
-            where_document=where_document,
-            ef=ef,
-            exact=exact,
-            max_distance=max_distance,
-            with_payloads=with_payloads,
-            with_vectors=with_vectors,
-            explain=explain,
-            options=self._at(deadline),
-        )
+        more = msgspec.structs.replace(wanted, k=wanted.k + len(buffer))  # so many may be replaced or deleted here
+        found = yield from self._router.search(buffer.schema.name, queries, more, self._at(deadline))
         if not len(buffer):
             return found
-        own = buffer.nearest(
-            queries,
-            k,
-            buffer.matching(where, where_document),
-            max_distance,
-            with_payloads=with_payloads,
-            with_vectors=with_vectors,
-        )
-        merged = [merge_hits([_without(theirs, buffer), ours], k) for theirs, ours in zip(found.hits, own, strict=True)]
+        merged = [
+            merge_hits([_without(theirs, buffer), ours], wanted.k)
+            for theirs, ours in zip(found.hits, buffer.nearest(queries, wanted), strict=True)
+        ]
         return Found(found.snapshot, merged, found.missing, found.explain)
 
     def scan_page(

@@ -18,6 +18,7 @@ from vecraft_data_model.filters import DocumentFilter, Filter, matches, matches_
 from vecraft_data_model.messages import DataMutation, Delete, Float32Array, Hits, Put, Rows
 from vecraft_data_model.payload import documents_of, metadata_of, reseal_payloads
 from vecraft_data_model.schema import CollectionSchema
+from vecraft_data_model.search_options import SearchOptions
 
 
 class WriteBuffer:
@@ -100,33 +101,25 @@ class WriteBuffer:
         keep = matching_payloads([self.puts[record_id][1] for record_id in ids], where, where_document)
         return [record_id for record_id, wanted in zip(ids, keep, strict=True) if wanted]
 
-    def nearest(
-        self,
-        queries: Float32Array,
-        k: int,
-        ids: Sequence[str],
-        max_distance: float | None,
-        *,
-        with_payloads: bool,
-        with_vectors: bool,
-    ) -> list[Hits]:
-        """Return, per query, the k nearest of the records ``ids`` put here, by exact distance."""
-        rows = self.rows(ids, with_payloads=with_payloads)
+    def nearest(self, queries: Float32Array, wanted: SearchOptions) -> list[Hits]:
+        """Return, per query, the nearest of the records put here that match, by exact distance."""
+        ids = self.matching(wanted.where, wanted.where_document)
+        rows = self.rows(ids, with_payloads=wanted.with_payloads)
         if rows.vectors is None:
             raise RuntimeError("rows are read with their vectors unless said otherwise")
         answers = []
         for query in queries:
             distances = exact_distances(self.schema.metric, rows.vectors, query)
             order = sorted(range(len(ids)), key=lambda row: (distances[row], ids[row]))
-            if max_distance is not None:
-                order = [row for row in order if distances[row] <= max_distance]
-            order = order[:k]
+            if wanted.max_distance is not None:
+                order = [row for row in order if distances[row] <= wanted.max_distance]
+            order = order[: wanted.k]
             answers.append(
                 Hits(
                     [ids[row] for row in order],
                     [float(distances[row]) for row in order],
                     None if rows.payloads is None else [rows.payloads[row] for row in order],
-                    rows.vectors[order] if with_vectors else None,
+                    rows.vectors[order] if wanted.with_vectors else None,
                 )
             )
         return answers

@@ -33,12 +33,8 @@ def _alike(requests: Sequence[Request]) -> list[list[int]]:
     """Places of searches that differ in nothing but their queries; only those that have company."""
     groups: dict[object, list[int]] = {}
     for place, request in enumerate(requests):
-        if isinstance(request, Search) and not request.explain and request.queries.ndim == 2:
-            key = (
-                request.collection, request.k, request.where, request.where_document, request.ef, request.exact,
-                request.max_distance, request.with_payloads, request.with_vectors, request.snapshot,
-                request.queries.shape[1],
-            )  # fmt: skip
+        if isinstance(request, Search) and not request.options.explain and request.queries.ndim == 2:
+            key = (request.collection, request.options, request.snapshot, request.queries.shape[1])
             groups.setdefault(key, []).append(place)
     return [places for places in groups.values() if len(places) > 1]
 

@@ -142,33 +142,34 @@ class Reader:
         raise InvalidDataException(f"a shard does not answer {type(request).__name__}")
 
     def _search(self, collection: Collection, request: Search, snapshot: int) -> SearchReply:
-        schema = collection.schema
-        if request.k < 1:
-            raise InvalidDataException(f"k must be at least 1, got {request.k}")
+        schema, options = collection.schema, request.options
+        if options.k < 1:
+            raise InvalidDataException(f"k must be at least 1, got {options.k}")
         _check_queries(request.queries, schema)
         view = CollectionView(collection, snapshot, self.ef_of(collection))
         threads = self._state.config.search_threads if len(request.queries) >= _QUERIES_WORTH_THREADS else 1
         if collection.integrity.vectors:
             collection.integrity.refuse_vectors(snapshot)
         found = run_search(view, request, threads, self._costs)
-        if collection.integrity.payloads and request.where_document is not None:
+        if collection.integrity.payloads and options.where_document is not None:
             collection.integrity.refuse_texts(snapshot)
-        explain = explain_search(view, request, costs=self._costs) if request.explain else None
+        explain = explain_search(view, request, costs=self._costs) if options.explain else None
         ids = view.ids
+        with_payloads, with_vectors = options.with_payloads, options.with_vectors
         hits = []
         for rows, distances in found:
             numbers = rows.tolist()
             payloads = vectors = None
-            if request.with_payloads or request.with_vectors:
+            if with_payloads or with_vectors:
                 vectors = collection.vectors_of(numbers)
-            if request.with_payloads and vectors is not None:
+            if with_payloads and vectors is not None:
                 payloads = collection.payloads_of(numbers, vectors)
             hits.append(
                 Hits(
                     [ids[row] for row in numbers],
                     distances.tolist(),
                     payloads,
-                    vectors if request.with_vectors else None,
+                    vectors if with_vectors else None,
                 )
             )
         return SearchReply(snapshot, hits, explain)

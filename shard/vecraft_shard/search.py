@@ -84,20 +84,21 @@ def run_search(view: SearchView, request: Search, threads: int = 1, costs: Costs
 
     Args:
         view: The collection at the snapshot.
-        request: ``queries`` (q, dim) float32, C-contiguous and validated, ``k`` at least 1.
+        request: ``queries`` (q, dim) float32, C-contiguous and validated, ``options.k`` at least 1.
         threads: To spread the queries of one request over.
         costs: Of this machine.
 
     Returns:
         Rows (int64) and distances (float32) per query, nearest first, ties by record id: ``k``, or all there are.
     """
+    options = request.options
     if (
         view.all_visible
-        and request.where is None
-        and request.where_document is None
-        and not request.exact
+        and options.where is None
+        and options.where_document is None
+        and not options.exact
         and view.hnsw is not None
-        and view.indexed == view.rows >= _ROWS_PER_STEP * max(request.ef or view.ef, request.k)
+        and view.indexed == view.rows >= _ROWS_PER_STEP * max(options.ef or view.ef, options.k)
     ):
         found = _walk_everything(view, view.hnsw, request, threads)
         if found is not None:
@@ -117,15 +118,15 @@ def explain_search(
 
 def _walk_everything(view: SearchView, hnsw: HnswIndex, request: Search, threads: int) -> list[Found] | None:
     """The short cut. None if the graph yields too few."""
-    k = request.k
-    labels, distances = hnsw.search(request.queries, k, request.ef or view.ef, None, threads)
+    k, max_distance = request.options.k, request.options.max_distance
+    labels, distances = hnsw.search(request.queries, k, request.options.ef or view.ef, None, threads)
     if labels.shape[1] < k or not len(labels):
         return None
     if len(labels) == 1:  # a few numbers are dealt with faster by Python than by numpy
         rows, measured = labels[0], distances[0]
         values = measured.tolist()
         clean = values[0] >= 0 or view.schema.metric == "ip"
-        if clean and rows[-1] >= 0 and len(set(values)) == k and request.max_distance is None:
+        if clean and rows[-1] >= 0 and len(set(values)) == k and max_distance is None:
             return [(rows, measured)]
     if labels[:, -1].min() < 0:
         return None
@@ -136,7 +137,7 @@ def _walk_everything(view: SearchView, hnsw: HnswIndex, request: Search, threads
     if tied.any():
         for line in np.flatnonzero(tied.any(axis=1)).tolist():
             found[line] = nearest(*found[line], k, view.ids)
-    return found if request.max_distance is None else _within(found, request.max_distance)
+    return found if max_distance is None else _within(found, max_distance)
 
 
 class _Execution:
@@ -144,11 +145,12 @@ class _Execution:
 
     def __init__(self, view: SearchView, request: Search, threads: int, costs: Costs) -> None:
         self.view = view
-        self.request = request
+        self.queries = request.queries
+        self.options = request.options
         self.threads = threads
         self.costs = costs
-        self.k = min(request.k, max(view.rows, 1))
-        self.ef = request.ef or view.ef
+        self.k = min(self.options.k, max(view.rows, 1))
+        self.ef = self.options.ef or view.ef
         self.source = ScanSource(view.schema.metric, view.column, view.norms, view.ids)
         self.matching: RowSet | None = None
         self.hot: HotFilter | None = None
@@ -156,15 +158,14 @@ class _Execution:
         self.repaired = 0
 
     def run(self) -> tuple[list[Found], dict[str, Any]]:
-        view, request = self.view, self.request
-        queries = request.queries
-        self.matching = view.matching(request.where, request.where_document)
+        view, options, queries = self.view, self.options, self.queries
+        self.matching = view.matching(options.where, options.where_document)
         count = view.rows if self.matching is None else self.matching.count
         if count == 0 or not len(queries):
             nothing = (np.empty(0, np.int64), np.empty(0, np.float32))
             return [nothing] * len(queries), {"plan": "nothing", "matching": 0, "rows": view.rows}
         if self.matching is not None and view.hot_filters is not None:
-            self.hot = view.hot_filters.used((request.where, request.where_document))
+            self.hot = view.hot_filters.used((options.where, options.where_document))
         task = self._task(count)
         plan = choose_plan(task, self.costs)
         if plan.kind == "exact":
@@ -174,26 +175,26 @@ class _Execution:
         explain = {
             **plan.to_dict(),
             "rows": view.rows, "indexed": view.indexed, "tail": view.rows - view.indexed, "matching": count,
-            "visible_share": task.counting, "k": request.k, "ef": self.ef, "queries": len(queries),
+            "visible_share": task.counting, "k": options.k, "ef": self.ef, "queries": len(queries),
             "queries_repaired": self.repaired,
         }  # fmt: skip
-        return _within(found, request.max_distance), explain
+        return _within(found, options.max_distance), explain
 
     def _task(self, count: int) -> Task:
-        view, request = self.view, self.request
+        view = self.view
         dim, hot = view.schema.dim, self.hot
         share = count / view.rows
         gathered = False
         if hot is not None and view.hot_filters is not None and share < 1 / 3:
             gathered = view.hot_filters.worth_copying(hot, count, view.rows, dim)
         return Task(
-            queries=len(request.queries),
+            queries=len(self.queries),
             k=self.k,
             dim=dim,
             item_bytes=view.schema.dtype.itemsize,
             M=view.schema.M,
             ef=self.ef,
-            exact=request.exact,
+            exact=self.options.exact,
             indexed=view.indexed if view.hnsw is not None else 0,
             rows=view.rows,
             matching=count,
@@ -251,7 +252,7 @@ class _Execution:
 
     def _walk(self, task: Task, plan: Plan) -> list[Found]:
         """Walk the graph, scan the tail, repair, merge."""
-        queries = self.request.queries
+        queries = self.queries
         settled = self._candidates(queries, plan.depth)
         tail = self._scan_tail(queries)
         found = [
@@ -270,7 +271,7 @@ class _Execution:
     def _repair(self, task: Task, plan: Plan, short: list[int], found: list[Found]) -> None:
         """Answer the queries that came short once more, deeper as long as that is cheaper than a scan."""
         self.repaired = len(short)
-        queries = self.request.queries
+        queries = self.queries
         depth = plan.depth * _DEEPER
         while short and depth < task.indexed:
             scan, walk = exact_cost(task, self.costs), graph_cost(task, depth, self.costs)

@@ -22,6 +22,7 @@ from vecraft_data_model.errors import (
 )
 from vecraft_data_model.filters import matches, matches_document, parse_where, parse_where_document
 from vecraft_data_model.messages import Batch, Search
+from vecraft_data_model.search_options import SearchOptions
 from vecraft_db.client.vecraft_client import VecraftClient
 
 HONEST = (CorruptionError, ChecksumValidationFailureError, StorageFailureException)
@@ -131,7 +132,8 @@ def walks_the_graph(client: VecraftClient) -> bool:
     """Whether the searches one by one are what they are meant to be; otherwise damaged graphs would prove nothing."""
     query = np.ones((1, SCHEMAS["plain"].dim), np.float32)
     engine: Any = client.engine
-    reply = engine.hosts[0].execute(Batch([Search(collection="plain", queries=query, k=3, ef=8, explain=True)]), 10.0)
+    asked = Search(collection="plain", queries=query, options=SearchOptions(k=3, ef=8, explain=True))
+    reply = engine.hosts[0].execute(Batch([asked]), 10.0)
     return str(reply.responses[0].explain["plan"]).startswith("hnsw")
 
 

@@ -22,7 +22,7 @@ from vecraft_data_model.errors import (
     VecraftError,
     WriteConflictException,
 )
-from vecraft_data_model.filters import matches, matches_document
+from vecraft_data_model.filters import DocumentFilter, Filter, matches, matches_document
 from vecraft_data_model.hlc import INFINITY_TS, HybridLogicalClock
 from vecraft_data_model.messages import (
     Aborted,
@@ -75,6 +75,7 @@ from vecraft_data_model.messages import (
 )  # fmt: skip
 from vecraft_data_model.payload import decode_payload
 from vecraft_data_model.schema import CollectionSchema
+from vecraft_data_model.search_options import SearchOptions
 
 RESOLVE_AFTER_MS = 1000
 
@@ -352,34 +353,38 @@ class FakeShard:
                 found = [(i, v) for i in request.ids if (v := self._at((name, i), snapshot)) is not None]
                 return RowsReply(snapshot, _rows(found, True, request.with_vectors))
             case Search():
-                alive = self._matching(name, snapshot, request)
+                options = request.options
+                alive = self._matching(name, snapshot, options.where, options.where_document)
                 return SearchReply(
                     snapshot,
-                    [_nearest(schema.metric, alive, query, request) for query in request.queries],
-                    {"plan": "exact"} if request.explain else None,
+                    [_nearest(schema.metric, alive, query, options) for query in request.queries],
+                    {"plan": "exact"} if options.explain else None,
                 )
             case Scan():
-                alive = [item for item in self._matching(name, snapshot, request) if item[0] > (request.after or "")]
+                alive = self._matching(name, snapshot, request.where, request.where_document)
+                alive = [item for item in alive if item[0] > (request.after or "")]
                 rows = _rows(alive[: request.limit], request.with_payloads, request.with_vectors)
                 return RowsReply(snapshot, rows, len(alive) > request.limit)
             case Count():
-                return CountReply(snapshot, len(self._matching(name, snapshot, request)))
+                return CountReply(snapshot, len(self._matching(name, snapshot, request.where, request.where_document)))
             case Describe():
-                count = len(self._matching(name, snapshot, Count(collection=name)))
+                count = len(self._matching(name, snapshot, None, None))
                 return DescribeReply(snapshot, schema, collection_id, count, count, 0, 0, 50, None, 0)
         raise InvalidDataException(f"no such read: {request!r}")
 
     def _at(self, key: tuple[str, str], snapshot: int) -> Version | None:
         return next((v for v in self.records.get(key, ()) if v.begin <= snapshot < v.end), None)
 
-    def _matching(self, name: str, snapshot: int, request: Search | Scan | Count) -> list[tuple[str, Version]]:
+    def _matching(
+        self, name: str, snapshot: int, where: Filter | None, where_document: DocumentFilter | None
+    ) -> list[tuple[str, Version]]:
         found = []
         for key in sorted(key for key in self.records if key[0] == name):
             version = self._at(key, snapshot)
             if version is not None:
                 payload = decode_payload(version.payload)
-                if (request.where is None or matches(request.where, payload.metadata)) and (
-                    request.where_document is None or matches_document(request.where_document, payload.document)
+                if (where is None or matches(where, payload.metadata)) and (
+                    where_document is None or matches_document(where_document, payload.document)
                 ):
                     found.append((key[1], version))
         return found
@@ -394,17 +399,17 @@ def _rows(found: list[tuple[str, Version]], with_payloads: bool, with_vectors: b
     )
 
 
-def _nearest(metric: str, alive: list[tuple[str, Version]], query: Any, request: Search) -> Hits:
+def _nearest(metric: str, alive: list[tuple[str, Version]], query: Any, options: SearchOptions) -> Hits:
     if not alive:
-        return Hits([], [], [] if request.with_payloads else None, None)
+        return Hits([], [], [] if options.with_payloads else None, None)
     distances = exact_distances(metric, np.array([version.vector for _, version in alive], dtype=np.float32), query)
     order = sorted(range(len(alive)), key=lambda row: (distances[row], alive[row][0]))
-    if request.max_distance is not None:
-        order = [row for row in order if distances[row] <= request.max_distance]
-    order = order[: request.k]
+    if options.max_distance is not None:
+        order = [row for row in order if distances[row] <= options.max_distance]
+    order = order[: options.k]
     return Hits(
         [alive[row][0] for row in order],
         [float(distances[row]) for row in order],
-        [alive[row][1].payload for row in order] if request.with_payloads else None,
-        np.array([alive[row][1].vector for row in order], dtype=np.float32) if request.with_vectors else None,
+        [alive[row][1].payload for row in order] if options.with_payloads else None,
+        np.array([alive[row][1].vector for row in order], dtype=np.float32) if options.with_vectors else None,
     )

@@ -29,6 +29,7 @@ from vecraft_data_model.messages import (
 )
 from vecraft_data_model.payload import encode_payloads
 from vecraft_data_model.schema import CollectionSchema
+from vecraft_data_model.search_options import SearchOptions
 from vecraft_shard.config import ShardConfig
 from vecraft_shard.disk import OsDisk
 from vecraft_shard.engine import Shard
@@ -94,7 +95,9 @@ class Bench:
     def search(self, vector: Sequence[float], k: int = 3, snapshot: int = 0, **options: Any) -> list[str]:
         """Ids of the nearest records."""
         query = np.array([vector], np.float32)
-        reply: Any = self.ask(Search(collection="c", queries=query, k=k, snapshot=snapshot, **options))
+        reply: Any = self.ask(
+            Search(collection="c", queries=query, snapshot=snapshot, options=SearchOptions(k=k, **options))
+        )
         return list(reply.hits[0].ids)
 
     def count(self, **options: Any) -> int:

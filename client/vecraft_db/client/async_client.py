@@ -18,8 +18,8 @@ from typing import Any, Self, TypeVar
 
 from vecraft_data_model.errors import ReadWriteConflictException, WriteConflictException
 from vecraft_data_model.packets import CollectionInfo, CommitResult, DataPacket, QueryPacket, SearchResult
-from vecraft_data_model.query_packet import DEFAULT_INCLUDE, INCLUDABLE
 from vecraft_data_model.schema import CollectionSchema
+from vecraft_data_model.search_options import DEFAULT_INCLUDE, INCLUDABLE, SearchOptions
 from vecraft_data_model.validation import check_integer, check_timeout, check_txn_id
 from vecraft_db.client.async_views import AsyncSnapshot, AsyncTransaction
 from vecraft_db.client.engine import (
@@ -269,12 +269,9 @@ class AsyncVecraftClient(AbstractAsyncContextManager["AsyncVecraftClient"]):
         partial: bool = False,
     ) -> list[list[SearchResult]]:
         """As ``VecraftClient.search_many``."""
+        wanted = SearchOptions.checked(k, where, where_document, ef, exact, max_distance, include)
         options = self._options(consistency, as_of, timeout, partial)
-        return await self._run(
-            self._operations.search_many(
-                collection, queries, k, where, where_document, ef, exact, max_distance, include, options
-            )
-        )
+        return await self._run(self._operations.search_many(collection, queries, wanted, options))
 
     def scan(
         self,

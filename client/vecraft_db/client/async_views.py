@@ -11,8 +11,8 @@ from types import TracebackType
 from typing import Any, Self
 
 from vecraft_data_model.packets import CollectionInfo, CommitResult, DataPacket, QueryPacket, SearchResult
-from vecraft_data_model.query_packet import DEFAULT_INCLUDE, INCLUDABLE
 from vecraft_data_model.schema import CollectionSchema
+from vecraft_data_model.search_options import DEFAULT_INCLUDE, INCLUDABLE, SearchOptions
 from vecraft_db.client.engine import Engine
 from vecraft_db.client.operations import Operations, make_put
 from vecraft_db.client.scans import AsyncScan, ScanPager
@@ -63,10 +63,9 @@ class _Reads:
         timeout: float | None = None,
     ) -> list[list[SearchResult]]:
         """Return the k nearest records to each query (q, dim)."""
+        wanted = SearchOptions.checked(k, where, where_document, ef, exact, max_distance, include)
         return await self._engine.run_async(
-            self._operations.search_many(
-                collection, queries, k, where, where_document, ef, exact, max_distance, include, self._options(timeout)
-            )
+            self._operations.search_many(collection, queries, wanted, self._options(timeout))
         )
 
     def scan(

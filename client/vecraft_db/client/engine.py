@@ -25,6 +25,7 @@ from vecraft_data_model.messages import (
     StatusReply,
 )
 from vecraft_data_model.packets import CollectionInfo
+from vecraft_data_model.search_options import SearchOptions
 from vecraft_db.config import DEFAULT_ROOT, Settings
 from vecraft_router.options import DEFAULT_OPTIONS, ReadOptions
 from vecraft_router.results import Commit, Found, Pin
@@ -86,19 +87,10 @@ class FlowRouter(Protocol):
         self,
         collection: str,
         queries: Float32Array,
-        k: int,
-        *,
-        where: Filter | None = None,
-        where_document: DocumentFilter | None = None,
-        ef: int | None = None,
-        exact: bool = False,
-        max_distance: float | None = None,
-        with_payloads: bool = True,
-        with_vectors: bool = False,
-        explain: bool = False,
+        wanted: SearchOptions,
         options: ReadOptions = DEFAULT_OPTIONS,
     ) -> Flow[Found]:
-        """Return the k nearest records to each query."""
+        """Return the nearest records to each query."""
         ...
 
     def scan_page(

@@ -35,15 +35,13 @@ from vecraft_data_model.messages import (
     SetAlias,
 )
 from vecraft_data_model.packets import CollectionInfo, CommitResult, DataPacket, QueryPacket, SearchResult
-from vecraft_data_model.query_packet import DEFAULT_INCLUDE, check_include
 from vecraft_data_model.schema import CollectionSchema, validate_name
+from vecraft_data_model.search_options import SearchOptions
 from vecraft_data_model.validation import (
     as_matrix,
     check_ef,
     check_expect,
     check_flag,
-    check_k,
-    check_max_distance,
     check_record_ids,
     check_timeout,
     check_txn_id,
@@ -248,22 +246,10 @@ class Operations:
         if explain is not False:
             check_flag(explain, "explain")
         name = collection if type(collection) is str and collection in self._names else self._checked_name(collection)
-        include = query.include
         found = yield from self.router.search(
-            name,
-            query.query_vector.reshape(1, -1),
-            query.k,
-            where=query.filter,
-            where_document=query.document_filter,
-            ef=query.ef,
-            exact=query.exact,
-            max_distance=query.max_distance,
-            with_payloads=include is DEFAULT_INCLUDE or "metadata" in include or "document" in include,
-            with_vectors="vector" in include,
-            explain=explain,
-            options=options,
+            name, query.query_vector.reshape(1, -1), query.options(explain), options
         )
-        results = results_of_hits(found.hits[0], include)
+        results = results_of_hits(found.hits[0], query.include)
         if options.partial or explain:
             answer = SearchAnswer(results)
             answer.missing, answer.explain, answer.snapshot = found.missing, found.explain, found.snapshot
@@ -271,42 +257,17 @@ class Operations:
         return results
 
     def search_many(
-        self,
-        collection: str,
-        queries: Any,
-        k: int,
-        where: Any,
-        where_document: Any,
-        ef: int | None,
-        exact: bool,
-        max_distance: float | None,
-        include: Iterable[str],
-        options: ReadOptions,
+        self, collection: str, queries: Any, wanted: SearchOptions, options: ReadOptions
     ) -> Flow[list[list[SearchResult]]]:
         """The k nearest to each of several queries, all at one snapshot."""
         matrix = as_matrix(queries, what="queries")
         if len(matrix) > QUERIES_MAX:
             raise InvalidDataException(f"at most {QUERIES_MAX} queries are accepted at once, got {len(matrix)}")
-        parts = check_include(include)
-        filters = parse_filter(where), parse_document_filter(where_document)
-        k, ef, max_distance = check_k(k), check_ef(ef), check_max_distance(max_distance)
         if not len(matrix):
             yield from self.router.describe(validate_name(collection), options)
             return []
-        found = yield from self.router.search(
-            validate_name(collection),
-            matrix,
-            k,
-            where=filters[0],
-            where_document=filters[1],
-            ef=ef,
-            exact=check_flag(exact, "exact"),
-            max_distance=max_distance,
-            with_payloads="metadata" in parts or "document" in parts,
-            with_vectors="vector" in parts,
-            options=options,
-        )
-        return [results_of_hits(hits, parts) for hits in found.hits]
+        found = yield from self.router.search(validate_name(collection), matrix, wanted, options)
+        return [results_of_hits(hits, wanted.include) for hits in found.hits]
 
     def count(self, collection: str, where: Any, where_document: Any, options: ReadOptions) -> Flow[int]:
         """How many records match, exactly."""

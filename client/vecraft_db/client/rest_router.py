@@ -37,6 +37,7 @@ from vecraft_data_model.messages import (
 from vecraft_data_model.packets import CollectionInfo
 from vecraft_data_model.ports import Clock
 from vecraft_data_model.schema import CollectionSchema
+from vecraft_data_model.search_options import SearchOptions
 from vecraft_data_model.validation import check_timeout, new_txn_id
 from vecraft_db.client.http_runner import Answer, Http, HttpFlow, NoAnswer
 from vecraft_db.client.rest_wire import (
@@ -49,6 +50,7 @@ from vecraft_db.client.rest_wire import (
     operation,
     parts,
     quoted,
+    search_body,
     snapshot_of,
     status_of,
     timestamp_in,
@@ -188,30 +190,11 @@ class RestRouter:
         self,
         collection: str,
         queries: Float32Array,
-        k: int,
-        *,
-        where: Filter | None = None,
-        where_document: DocumentFilter | None = None,
-        ef: int | None = None,
-        exact: bool = False,
-        max_distance: float | None = None,
-        with_payloads: bool = True,
-        with_vectors: bool = False,
-        explain: bool = False,
+        wanted: SearchOptions,
         options: ReadOptions = DEFAULT_OPTIONS,
     ) -> HttpFlow[Found]:
-        """Return the k nearest records to each row of ``queries`` (q, dim) float32."""
-        body: dict[str, Any] = {
-            "queries": to_base64(queries),
-            "k": k,
-            "include": parts(with_payloads, with_vectors),
-            "format": "columns",
-            **filters(where, where_document),
-        }
-        given = {"ef": ef, "max_distance": max_distance}
-        body.update({name: value for name, value in given.items() if value is not None})
-        flags = {"exact": exact, "explain": explain, "partial": options.partial}
-        body.update({name: True for name, flag in flags.items() if flag})
+        """Return the nearest records to each row of ``queries`` (q, dim) float32."""
+        body = {"queries": to_base64(queries), "format": "columns", "partial": options.partial, **search_body(wanted)}
         data = yield from self._read("POST", f"/collections/{quoted(collection)}/search_many", body, options)
         explained = data["explain"]
         return Found(

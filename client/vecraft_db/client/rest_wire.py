@@ -32,6 +32,7 @@ from vecraft_data_model.messages import (
     StatusReply,
 )
 from vecraft_data_model.packets import CommitResult
+from vecraft_data_model.search_options import SearchOptions
 from vecraft_db.client.filter_json import where_document_of, where_of
 from vecraft_db.client.http_runner import Answer, NoAnswer
 from vecraft_router.gateway.columns import pack_payloads, rows_from_columns
@@ -39,6 +40,7 @@ from vecraft_router.gateway.vectors import to_base64
 from vecraft_router.results import Commit
 
 _REFUSED_INPUT = frozenset({400, 408, 413, 415, 422})
+_SEARCH_DEFAULTS = msgspec.structs.asdict(SearchOptions())
 
 
 def timestamp_in(token: str) -> int:
@@ -130,6 +132,15 @@ def filters(where: Filter | None, where_document: DocumentFilter | None) -> dict
     if where_document is not None:
         body["where_document"] = where_document_of(where_document)
     return body
+
+
+def search_body(wanted: SearchOptions) -> dict[str, Any]:
+    """Return what a search asks for as keys of a body; what has its default is left out."""
+    body = msgspec.structs.asdict(wanted)
+    left_out = [name for name, value in body.items() if value == _SEARCH_DEFAULTS[name]]
+    for name in (*left_out, "where", "where_document"):
+        body.pop(name, None)
+    return {**body, **filters(wanted.where, wanted.where_document)}
 
 
 def operation(mutation: Mutation) -> dict[str, Any]:

@@ -19,8 +19,8 @@ import msgspec
 from vecraft_data_model.convert import packets_of_rows
 from vecraft_data_model.errors import InvalidDataException
 from vecraft_data_model.packets import DataPacket
-from vecraft_data_model.query_packet import check_include
 from vecraft_data_model.schema import validate_name
+from vecraft_data_model.search_options import check_include
 from vecraft_data_model.validation import check_limit, check_timeout
 from vecraft_db.client.engine import Engine, Flow, FlowRouter
 from vecraft_db.client.operations import parse_document_filter, parse_filter

@@ -24,8 +24,8 @@ from typing import Any, Self, TypeVar
 
 from vecraft_data_model.errors import ReadWriteConflictException, WriteConflictException
 from vecraft_data_model.packets import CollectionInfo, CommitResult, DataPacket, QueryPacket, SearchResult
-from vecraft_data_model.query_packet import DEFAULT_INCLUDE, INCLUDABLE
 from vecraft_data_model.schema import CollectionSchema
+from vecraft_data_model.search_options import DEFAULT_INCLUDE, INCLUDABLE, SearchOptions
 from vecraft_data_model.validation import check_integer, check_timeout, check_txn_id
 from vecraft_db.client.engine import (
     BackupEngine,
@@ -305,12 +305,9 @@ class VecraftClient(AbstractContextManager["VecraftClient"]):
         partial: bool = False,
     ) -> list[list[SearchResult]]:
         """Return the k nearest records to each of ``queries`` (q, dim), all at one snapshot."""
+        wanted = SearchOptions.checked(k, where, where_document, ef, exact, max_distance, include)
         options = self._options(consistency, as_of, timeout, partial)
-        return self._run(
-            self._operations.search_many(
-                collection, queries, k, where, where_document, ef, exact, max_distance, include, options
-            )
-        )
+        return self._run(self._operations.search_many(collection, queries, wanted, options))
 
     def scan(
         self,

@@ -27,6 +27,7 @@ from vecraft_data_model.messages import (
     RowsReply,
 )
 from vecraft_data_model.packets import CollectionInfo, CommitResult
+from vecraft_data_model.search_options import SearchOptions
 from vecraft_db.client.engine import Flow, FlowRouter
 from vecraft_router.options import DEFAULT_OPTIONS, ReadOptions
 from vecraft_router.results import Commit, Found, Pin
@@ -108,33 +109,11 @@ class TransactionRouter:
         self,
         collection: str,
         queries: Float32Array,
-        k: int,
-        *,
-        where: Filter | None = None,
-        where_document: DocumentFilter | None = None,
-        ef: int | None = None,
-        exact: bool = False,
-        max_distance: float | None = None,
-        with_payloads: bool = True,
-        with_vectors: bool = False,
-        explain: bool = False,
+        wanted: SearchOptions,
         options: ReadOptions = DEFAULT_OPTIONS,
     ) -> Flow[Found]:
         """As the router's, own writes included."""
-        return self.transaction.search(
-            collection,
-            queries,
-            k,
-            where=where,
-            where_document=where_document,
-            ef=ef,
-            exact=exact,
-            max_distance=max_distance,
-            with_payloads=with_payloads,
-            with_vectors=with_vectors,
-            explain=explain,
-            deadline=options.deadline,
-        )
+        return self.transaction.search(collection, queries, wanted, deadline=options.deadline)
 
     def scan_page(
         self,
@@ -229,36 +208,12 @@ class SnapshotRouter:
         self,
         collection: str,
         queries: Float32Array,
-        k: int,
-        *,
-        where: Filter | None = None,
-        where_document: DocumentFilter | None = None,
-        ef: int | None = None,
-        exact: bool = False,
-        max_distance: float | None = None,
-        with_payloads: bool = True,
-        with_vectors: bool = False,
-        explain: bool = False,
+        wanted: SearchOptions,
         options: ReadOptions = DEFAULT_OPTIONS,
     ) -> Flow[Found]:
         """As the router's."""
         at = yield from self._at(options)
-        return (
-            yield from self._router.search(
-                collection,
-                queries,
-                k,
-                where=where,
-                where_document=where_document,
-                ef=ef,
-                exact=exact,
-                max_distance=max_distance,
-                with_payloads=with_payloads,
-                with_vectors=with_vectors,
-                explain=explain,
-                options=at,
-            )
-        )
+        return (yield from self._router.search(collection, queries, wanted, at))
 
     def scan_page(
         self,

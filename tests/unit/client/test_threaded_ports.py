@@ -12,6 +12,7 @@ import pytest
 
 from vecraft_data_model.errors import ShardUnavailableError
 from vecraft_data_model.messages import Batch, BatchReply, Count, CountReply, Get, Search
+from vecraft_data_model.search_options import SearchOptions
 from vecraft_db.threaded_ports import QUICK_S, RECENT_CALLS, ThreadedPort
 
 
@@ -33,11 +34,11 @@ def quick(port: ThreadedPort) -> None:
     port._recent_s.extend([QUICK_S / 10] * RECENT_CALLS)
 
 
-ONE = Batch([Search(collection="c", queries=np.zeros((1, 2), np.float32), k=1)])
+ONE = Batch([Search(collection="c", queries=np.zeros((1, 2), np.float32), options=SearchOptions(k=1))])
 OTHERS = [
     Batch([Get(collection="c", ids=["a"])] * 2),
     Batch([Get(collection="c", ids=["a", "b"])]),
-    Batch([Search(collection="c", queries=np.zeros((2, 2), np.float32), k=1)]),
+    Batch([Search(collection="c", queries=np.zeros((2, 2), np.float32), options=SearchOptions(k=1))]),
     Batch([Count(collection="c")]),
 ]
 

@@ -23,6 +23,7 @@ from vecraft_cluster.router_actor import RouterActor, RouterPlan, rebase
 from vecraft_data_model.errors import InvalidDataException, RecordNotFoundError, ShardUnavailableError
 from vecraft_data_model.hlc import timestamp
 from vecraft_data_model.placement import initial_map
+from vecraft_data_model.search_options import SearchOptions
 from vecraft_router.config import RouterConfig
 from vecraft_router.options import ReadOptions
 from vecraft_router.router import Router
@@ -49,7 +50,7 @@ def test_every_method_of_a_router_that_asks_shards_can_be_called_remotely() -> N
         "delete_where": router.delete_where("c"),
         "resolve": router.resolve("t"),
         "get": router.get("c", ["a"]),
-        "search": router.search("c", QUERY, 3),
+        "search": router.search("c", QUERY, SearchOptions(k=3)),
         "scan_page": router.scan_page("c"),
         "count": router.count("c"),
         "list_collections": router.list_collections(),

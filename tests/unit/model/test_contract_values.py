@@ -17,6 +17,7 @@ from vecraft_data_model.errors import ERRORS_BY_CODE, ClockSkewError, InvalidDat
 from vecraft_data_model.filters import parse_where, parse_where_document
 from vecraft_data_model.hlc import HybridLogicalClock, datetime_of, physical_ms, timestamp, timestamp_of
 from vecraft_data_model.schema import CollectionSchema
+from vecraft_data_model.search_options import SearchOptions
 
 
 @pytest.mark.parametrize("cls", ERRORS_BY_CODE.values())
@@ -35,15 +36,13 @@ def test_codes_are_distinct_and_an_unknown_one_is_still_an_error() -> None:
 
 def test_every_message_is_frozen_and_pickles() -> None:
     where, document = parse_where({"a": {"$gt": 1}}), parse_where_document({"$contains": "x"})
-    search = messages.Search(
-        collection="c", queries=np.ones((1, 2), np.float32), k=3, where=where, where_document=document
-    )
+    options = SearchOptions(k=3, where=where, where_document=document)
+    search = messages.Search(collection="c", queries=np.ones((1, 2), np.float32), options=options)
     txn = messages.Transaction("t", b"hash", [messages.CreateCollection(CollectionSchema("c", 2), "ab")])
     refused = messages.Refused(InvalidDataException("no", a=1))
     batch = messages.Batch([search, messages.CommitOne(txn), messages.Prepare(txn, 0, [0, 1])], clock=5)
     again: Any = pickle.loads(pickle.dumps(batch))
-    assert again.requests[0].where == where
-    assert again.requests[0].where_document == document
+    assert again.requests[0].options == options
     assert again.requests[0].queries.tolist() == [[1, 1]]
     assert again.requests[1:] == batch.requests[1:]
     assert pickle.loads(pickle.dumps(refused)).error.details == {"a": 1}

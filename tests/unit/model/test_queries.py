@@ -19,7 +19,7 @@ from vecraft_data_model.errors import (
     VectorDimensionMismatchException,
 )
 from vecraft_data_model.filters import parse_where, parse_where_document
-from vecraft_data_model.query_packet import check_include
+from vecraft_data_model.search_options import check_include
 
 VALUES = np.array([0.5, 1.5], np.float32)
 

@@ -37,6 +37,7 @@ from vecraft_data_model.messages import (
     Transaction,
 )  # fmt: skip
 from vecraft_data_model.placement import initial_map
+from vecraft_data_model.search_options import INCLUDABLE, SearchOptions
 from vecraft_router import Bounded, ReadOptions
 
 IDS = [f"r{number:03d}" for number in range(120)]
@@ -67,7 +68,7 @@ def test_a_search_does_not_show_the_number_of_shards(where: dict[str, int] | Non
     for shards in (1, 2, 3, 7):
         bench = filled(shards)
         found = bench.run(
-            bench.router.search("things", queries, 9, where=parsed, with_vectors=True, options=ReadOptions())
+            bench.router.search("things", queries, SearchOptions(k=9, where=parsed, include=INCLUDABLE))
         )
         assert found.missing == () and found.explain is None
         answers.append([(hits.ids, hits.distances, hits.payloads) for hits in found.hits])
@@ -87,7 +88,7 @@ def test_ties_go_by_record_id(bench: Workbench) -> None:
     put = bench.put(*twins)
     put.vectors[:] = 9.0
     bench.run(bench.router.commit([put]))
-    found = bench.run(bench.router.search("things", np.full((1, 4), 9, np.float32), 2))
+    found = bench.run(bench.router.search("things", np.full((1, 4), 9, np.float32), SearchOptions(k=2)))
     assert found.hits[0].ids == sorted(twins)[:2] and found.hits[0].distances == [0.0, 0.0]
 
 
@@ -150,7 +151,7 @@ def test_list_collections_asks_one_shard_that_can_be_reached(bench: Workbench) -
 
 
 def test_explain_is_by_shard(bench: Workbench) -> None:
-    found = bench.run(bench.router.search("things", np.zeros((1, 4), np.float32), 1, explain=True))
+    found = bench.run(bench.router.search("things", np.zeros((1, 4), np.float32), SearchOptions(k=1, explain=True)))
     assert found.explain == {shard: {"plan": "exact"} for shard in range(3)}
 
 
@@ -311,7 +312,7 @@ def test_a_read_never_skips_what_stays_undecided(bench: Workbench) -> None:
 def test_a_shard_that_restarts_is_waited_for(shards: int, lost: str) -> None:
     bench = filled(shards)
     bench.fault = fail_times(6, lost)
-    found = bench.run(bench.router.search("things", np.zeros((1, 4), np.float32), 120))
+    found = bench.run(bench.router.search("things", np.zeros((1, 4), np.float32), SearchOptions(k=120)))
     assert len(found.hits[0].ids) == 120
 
 
@@ -326,12 +327,13 @@ def test_partial_names_the_missing(bench: Workbench) -> None:
     bench.fault = lambda shard, request: LOSE_REQUEST if shard == 1 else None
     for level in ("session", "strong"):
         options = ReadOptions(level, partial=True)
-        found = bench.run(bench.router.search("things", np.zeros((1, 4), np.float32), 120, options=options))
+        found = bench.run(bench.router.search("things", np.zeros((1, 4), np.float32), SearchOptions(k=120), options))
         owned = [i for i in IDS if bench.router.state.cluster_map.shard_of(i) != 1]
         assert found.missing == (1,) and sorted(found.hits[0].ids) == owned
     bench.fault = lambda shard, request: LOSE_REQUEST
     with pytest.raises(ShardUnavailableError, match="none of the shards"):
-        bench.run(bench.router.search("things", np.zeros((1, 4), np.float32), 1, options=ReadOptions(partial=True)))
+        zeros = np.zeros((1, 4), np.float32)
+        bench.run(bench.router.search("things", zeros, SearchOptions(), ReadOptions(partial=True)))
 
 
 def test_a_refusal_is_the_answer(bench: Workbench) -> None:
@@ -340,7 +342,7 @@ def test_a_refusal_is_the_answer(bench: Workbench) -> None:
     with pytest.raises(SnapshotTooOldError):
         bench.run(bench.router.count("things", options=ReadOptions(as_of=timestamp(START_MS + 1))))
     with pytest.raises(CollectionNotExistedException):
-        bench.run(bench.router.search("nothing", np.zeros((1, 4), np.float32), 1))
+        bench.run(bench.router.search("nothing", np.zeros((1, 4), np.float32), SearchOptions()))
     assert bench.clock.now == 10
 
 
@@ -350,7 +352,8 @@ def test_a_stale_map_is_refreshed(shards: int) -> None:
     for shard in bench.shards:
         shard.map_epoch = 2
     bench.newest_map = type(initial_map(shards))(2, initial_map(shards).slots, shards)
-    assert len(bench.run(bench.router.search("things", np.zeros((1, 4), np.float32), 7)).hits[0].ids) == 7
+    found = bench.run(bench.router.search("things", np.zeros((1, 4), np.float32), SearchOptions(k=7)))
+    assert len(found.hits[0].ids) == 7
     assert bench.router.state.cluster_map.epoch == 2
     for shard in bench.shards:
         shard.map_epoch = 3

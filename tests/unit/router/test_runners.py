@@ -30,6 +30,7 @@ from vecraft_data_model.messages import (
 )
 from vecraft_data_model.placement import ClusterMap, initial_map
 from vecraft_data_model.schema import CollectionSchema
+from vecraft_data_model.search_options import SearchOptions
 from vecraft_router import AsyncRunner, Flow, ReadOptions, RefreshMap, Router, RouterConfig, Sleep, SyncRunner, outbox
 from vecraft_router.effects import Ask, Spawn
 from vecraft_router.outbox import Outbox
@@ -104,7 +105,7 @@ def test_flows_run_on_threads() -> None:
     runner.run(router.commit([create()]))
     runner.run(router.commit([put(*IDS)]))
     assert runner.run(router.count("things", options=ReadOptions("strong"))).count == 50
-    found = runner.run(router.search("things", vectors_of(IDS[:2]), 3))
+    found = runner.run(router.search("things", vectors_of(IDS[:2]), SearchOptions(k=3)))
     assert [hits.ids[0] for hits in found.hits] == IDS[:2]
     runner.close()
     assert not any(port.shard.held for port in ports.values())  # what was spawned was finished first
@@ -253,7 +254,8 @@ async def test_flows_run_on_a_loop() -> None:
     await runner.run(router.commit([create()]))
     await asyncio.gather(*(runner.run(router.commit([put(*IDS[n::5])])) for n in range(5)))
     assert (await runner.run(router.count("things", options=ReadOptions("strong")))).count == 50
-    found = await asyncio.gather(*(runner.run(router.search("things", vectors_of([i]), 1)) for i in IDS))
+    nearest = SearchOptions(k=1)
+    found = await asyncio.gather(*(runner.run(router.search("things", vectors_of([i]), nearest)) for i in IDS))
     assert [answer.hits[0].ids[0] for answer in found] == IDS
     await runner.close()
     assert not any(port.shard.held for port in ports.values())
@@ -267,7 +269,7 @@ async def test_what_queues_while_a_call_is_under_way_leaves_together() -> None:
     port.gate = asyncio.Event()
     port.batches.clear()
     query = np.zeros((1, 4), np.float32)
-    queries = [asyncio.create_task(runner.run(router.search("things", query, 1))) for _ in range(9)]
+    queries = [asyncio.create_task(runner.run(router.search("things", query, SearchOptions(k=1)))) for _ in range(9)]
     await until(lambda: bool(port.batches) and runner.queued()[0] == 8)
     port.gate.set()
     await asyncio.gather(*queries)
@@ -298,7 +300,8 @@ async def test_large_requests_do_not_share_a_call() -> None:
     runner = AsyncRunner(router, {0: port})
     await runner.run(router.commit([create()]))
     port.batches.clear()
-    await asyncio.gather(*(runner.run(router.search("things", np.zeros((4, 4), np.float32), 1)) for _ in range(5)))
+    queries = np.zeros((4, 4), np.float32)
+    await asyncio.gather(*(runner.run(router.search("things", queries, SearchOptions(k=1))) for _ in range(5)))
     assert [len(batch.requests) for batch in port.batches] == [1] * 5
     await runner.close()
 

@@ -22,6 +22,7 @@ from vecraft_data_model.errors import (
 from vecraft_data_model.filters import parse_where, parse_where_document
 from vecraft_data_model.messages import CommitOne, Delete, Prepare, Rows, SetAlias
 from vecraft_data_model.payload import decode_payload, verify_payloads
+from vecraft_data_model.search_options import INCLUDABLE, SearchOptions
 
 IDS = [f"r{number:02d}" for number in range(40)]
 
@@ -139,13 +140,14 @@ def test_search_lays_own_writes_over(bench: Workbench) -> None:
     after.run(after.router.commit([after.put(*IDS[8:30], value=1), moved]))
     after.run(after.router.commit([after.put(*[f"new{n}" for n in range(5)], value=3)]))
     cases: list[dict[str, Any]] = [{}, {"where": parse_where({"value": {"$gte": 2}})}, {"max_distance": 2.5}]
-    for kwargs in [*cases, {"with_vectors": True}]:
-        inside = bench.run(txn.search("things", queries, 10, exact=True, **kwargs))
-        outside = after.run(after.router.search("things", queries, 10, exact=True, **kwargs))
+    for kwargs in [*cases, {"include": INCLUDABLE}]:
+        wanted = SearchOptions(k=10, exact=True, **kwargs)
+        inside = bench.run(txn.search("things", queries, wanted))
+        outside = after.run(after.router.search("things", queries, wanted))
         assert any(hits.ids for hits in inside.hits)
         for one, other in zip(inside.hits, outside.hits, strict=True):
             assert (one.ids, one.distances, one.payloads) == (other.ids, other.distances, other.payloads)
-            if "with_vectors" in kwargs:
+            if wanted.with_vectors:
                 assert one.vectors is not None and other.vectors is not None
                 np.testing.assert_array_equal(one.vectors, other.vectors)
 

@@ -12,6 +12,7 @@ from shard_workbench import Bench, create, put, vector_of
 from vecraft_data_model.errors import CollectionNotExistedException, InvalidDataException
 from vecraft_data_model.filters import parse_where
 from vecraft_data_model.messages import Count, CountReply, Refused, Request, Response, Search, SearchReply
+from vecraft_data_model.search_options import SearchOptions
 from vecraft_shard.batching import answer_all
 
 
@@ -25,8 +26,9 @@ def bench(tmp_path: Path) -> Iterator[Bench]:
 
 
 def search(name: str, k: int = 3, **options: object) -> Search:
-    arguments = {"collection": "c", "with_payloads": True, **options}
-    return Search(queries=np.array([vector_of(name)], np.float32), k=k, **arguments)  # type: ignore[arg-type]
+    place = {field: options.pop(field) for field in ("collection", "min_ts", "snapshot") if field in options}
+    wanted = SearchOptions(k=k, **options)  # type: ignore[arg-type]
+    return Search(queries=np.array([vector_of(name)], np.float32), options=wanted, **{"collection": "c", **place})  # type: ignore[arg-type]
 
 
 def test_each_answer_is_what_it_would_be_alone(bench: Bench) -> None:
@@ -53,7 +55,7 @@ def test_each_answer_is_what_it_would_be_alone(bench: Bench) -> None:
 
 
 def test_a_bad_query_harms_no_other(bench: Bench) -> None:
-    bad = Search(collection="c", queries=np.full((1, 4), np.nan, np.float32), k=3)
+    bad = Search(collection="c", queries=np.full((1, 4), np.nan, np.float32), options=SearchOptions(k=3))
     answers = bench.batch(search("r1"), bad, search("r2"), search("r3", collection="nope"))
     assert [type(answer) for answer in answers] == [SearchReply, Refused, SearchReply, Refused]
     assert isinstance(answers[1], Refused)

@@ -13,7 +13,20 @@ from shard_workbench import DIM, Bench, create, delete, put, vector_of
 
 from vecraft_data_model.errors import ChecksumValidationFailureError
 from vecraft_data_model.filters import parse_where, parse_where_document
-from vecraft_data_model.messages import Checkpoint, Committed, Count, Describe, Done, Get, Refused, Scan, Search, Status
+from vecraft_data_model.messages import (
+    CHOOSE_SNAPSHOT,
+    Checkpoint,
+    Committed,
+    Count,
+    Describe,
+    Done,
+    Get,
+    Refused,
+    Scan,
+    Search,
+    Status,
+)
+from vecraft_data_model.search_options import SearchOptions
 from vecraft_shard import integrity
 from vecraft_shard.store import HEADER_BYTES
 
@@ -78,9 +91,9 @@ def refusal(bench: Bench, request: Any) -> str:
     return str(reply.error.details["record_id"])
 
 
-def search(**options: Any) -> Search:
+def search(snapshot: int = CHOOSE_SNAPSHOT, **options: Any) -> Search:
     query = np.array([vector_of("r1")], np.float32)
-    return Search(collection="c", queries=query, k=3, **options)
+    return Search(collection="c", queries=query, snapshot=snapshot, options=SearchOptions(k=3, **options))
 
 
 @pytest.mark.parametrize("value", [0.25, float("nan"), float("inf"), 3e38])
@@ -88,7 +101,7 @@ def search(**options: Any) -> Search:
 def test_a_damaged_vector_refuses_searches_until_it_is_replaced(bench: Bench, value: float, exact: bool) -> None:
     expected = bench.search(vector_of("r1"), exact=exact)
     while_closed(bench, set_vector(8, value))
-    assert refusal(bench, search(exact=exact, with_payloads=False)) == "r8"
+    assert refusal(bench, search(exact=exact, include=())) == "r8"
     assert refusal(bench, search(exact=exact)) == "r8"
     assert refusal(bench, Get(collection="c", ids=["r8"])) == "r8"
     assert bench.get("r7", "r1") == {"r7": {"v": 0}, "r1": {"v": 0}}

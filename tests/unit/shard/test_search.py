@@ -16,6 +16,7 @@ from vecraft_data_model.filters import DocumentFilter, Filter, matches, parse_wh
 from vecraft_data_model.hlc import INFINITY_TS
 from vecraft_data_model.messages import Search
 from vecraft_data_model.schema import CollectionSchema
+from vecraft_data_model.search_options import SearchOptions
 from vecraft_shard.indexes.hnsw import HnswIndex
 from vecraft_shard.indexes.hot import HotFilters
 from vecraft_shard.indexes.metadata import MetadataIndex
@@ -77,17 +78,18 @@ class View:
         return None if where is None else self.index.evaluate(where, self.rows)
 
     def expected(self, request: Search) -> list[list[tuple[float, str]]]:
+        options = request.options
         rows = [
             row
             for row in range(self.rows)
             if self.begin[row] <= self.snapshot < self.end[row]
-            and (request.where is None or matches(request.where, self.metadata[row]))
+            and (options.where is None or matches(options.where, self.metadata[row]))
         ]
         answers = []
         for query in request.queries:
             measured = exact_distances(self.schema.metric, self.vectors[rows], query).tolist() if rows else []
-            ranked = sorted(zip(measured, (self.ids[row] for row in rows), strict=True))[: request.k]
-            limit = request.max_distance
+            ranked = sorted(zip(measured, (self.ids[row] for row in rows), strict=True))[: options.k]
+            limit = options.max_distance
             answers.append([pair for pair in ranked if limit is None or pair[0] <= limit])
         return answers
 
@@ -107,14 +109,15 @@ def search(view: View, asked: Search, costs: Costs = NOMINAL, threads: int = 1) 
     for rows in (rows.tolist() for rows, _ in found):
         assert len(set(rows)) == len(rows)
         assert all(view.begin[row] <= view.snapshot < view.end[row] for row in rows), "only what the snapshot sees"
-        where = asked.where
+        where = asked.options.where
         assert where is None or all(matches(where, view.metadata[row]) for row in rows), "only what matches"
     return view.answers(found)
 
 
 def request(queries: Float32Array, k: int = 10, where: dict[str, Any] | None = None, **options: Any) -> Search:
     parsed = None if where is None else parse_where(where)
-    return Search(collection="c", queries=np.ascontiguousarray(queries), k=k, where=parsed, **options)
+    wanted = SearchOptions(k=k, where=parsed, **options)
+    return Search(collection="c", queries=np.ascontiguousarray(queries), options=wanted)
 
 
 def recall(found: list[list[tuple[float, str]]], expected: list[list[tuple[float, str]]]) -> float:

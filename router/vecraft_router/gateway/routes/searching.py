@@ -12,11 +12,11 @@ from vecraft_data_model.errors import InvalidDataException
 from vecraft_data_model.filters import DocumentFilter, Filter, parse_where, parse_where_document
 from vecraft_data_model.messages import Float32Array
 from vecraft_data_model.schema import validate_name
-from vecraft_data_model.validation import as_matrix, as_vector, check_ef, check_flag, check_k, check_max_distance
-from vecraft_router.effects import Flow
+from vecraft_data_model.search_options import SearchOptions
+from vecraft_data_model.validation import as_matrix, as_vector
 from vecraft_router.gateway.body import read_as
 from vecraft_router.gateway.columns import hits_to_columns
-from vecraft_router.gateway.context import LARGE_BODY_BYTES, Call, Gateway
+from vecraft_router.gateway.context import LARGE_BODY_BYTES, Gateway
 from vecraft_router.gateway.records import Include, hits_to_json, include_of
 from vecraft_router.gateway.routes import Route
 from vecraft_router.gateway.schemas import Query, SearchBody, SearchManyBody
@@ -72,7 +72,9 @@ class _Searching:
         include = include_of(query.include)
         vector = as_vector(vector_from_wire(query.query_vector, "query_vector"), what="query_vector")
         found = await self._gateway.run(
-            self._flow(call, vector.reshape(1, -1), query, include.payload, include.vector, body.partial)
+            self._gateway.router.search(
+                validate_name(call.path("c")), vector.reshape(1, -1), _wanted(query), call.options(body.partial)
+            )
         )
         return _partial(call.answer(hits_to_json(found.hits[0], include, call.base64), snapshot=found.snapshot), found)
 
@@ -82,13 +84,13 @@ class _Searching:
             body, include, queries = await asyncio.to_thread(self._read_many, request)
         else:
             body, include, queries = self._read_many(request)
-        columns = body.format == "columns"
-        with_payloads = include.payload
         found = await self._gateway.run(
-            self._flow(call, queries, body, with_payloads, include.vector, body.partial, body.explain)
+            self._gateway.router.search(
+                validate_name(call.path("c")), queries, _wanted(body), call.options(body.partial)
+            )
         )
         data: Any
-        if columns:
+        if body.format == "columns":
             data = {
                 "snapshot": found.snapshot,
                 "hits": [hits_to_columns(hits) for hits in found.hits],
@@ -108,31 +110,13 @@ class _Searching:
             raise InvalidDataException(f"queries must be at most {QUERIES_MAX} in one request, got {len(queries)}")
         return body, include_of(body.include), queries
 
-    def _flow(
-        self,
-        call: Call,
-        queries: Float32Array,
-        query: Query | SearchManyBody,
-        with_payloads: bool,
-        with_vectors: bool,
-        partial: bool,
-        explain: bool = False,
-    ) -> Flow[Found]:
-        where, where_document = parse_filters(query.where, query.where_document)
-        return self._gateway.router.search(
-            validate_name(call.path("c")),
-            queries,
-            check_k(query.k),
-            where=where,
-            where_document=where_document,
-            ef=check_ef(query.ef),
-            exact=check_flag(query.exact, "exact"),
-            max_distance=check_max_distance(query.max_distance),
-            with_payloads=with_payloads,
-            with_vectors=with_vectors,
-            explain=explain,
-            options=call.options(partial),
-        )
+
+def _wanted(body: Query | SearchManyBody) -> SearchOptions:
+    """Return what a body asks for."""
+    explain = body.explain if isinstance(body, SearchManyBody) else False
+    return SearchOptions.checked(
+        body.k, body.where, body.where_document, body.ef, body.exact, body.max_distance, body.include, explain
+    )
 
 
 def _partial(response: Response, found: Found) -> Response:
