@@ -8,6 +8,7 @@ Names are data: they are checked here so that no layer below has to, and are nev
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from typing import Any, Final
 
 import msgspec
@@ -20,6 +21,9 @@ METRICS: Final = ("l2", "cosine", "ip")
 VECTOR_TYPES: Final = ("float32", "float16")
 MAX_DIM: Final = 65536
 MAX_NAME_BYTES: Final = 255
+
+ALTERABLE: Final = ("target_recall", "ef")
+"""What may change in a collection's life; ``ef``, its search depth, is no part of the schema."""
 
 _NAME: Final = re.compile(r"\w[\w.\-]{0,254}")
 
@@ -113,6 +117,22 @@ class CollectionSchema(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         if missing:
             raise InvalidDataException(f"a schema needs {' and '.join(missing)}; got {_shown(sorted(data))}")
         return CollectionSchema(**data)
+
+
+def altered_schema(schema: CollectionSchema, changes: Mapping[str, object]) -> CollectionSchema:
+    """Return ``schema`` with the changes of an ``alter_collection`` that concern it.
+
+    Raises:
+        InvalidDataException: A setting that cannot be altered, or a target recall that is not accepted.
+    """
+    unknown = sorted(set(changes) - set(ALTERABLE))
+    if unknown:
+        raise InvalidDataException(
+            f"{unknown[0]!r} of collection {schema.name!r} cannot be altered; what can: {', '.join(ALTERABLE)}",
+            collection=schema.name,
+        )
+    recall = changes.get("target_recall", schema.target_recall)
+    return CollectionSchema.from_dict({**schema.to_dict(), "target_recall": recall})
 
 
 def _integer(field: str, value: object, low: int, high: int) -> int:

@@ -9,14 +9,19 @@ replace, what it has to lock. The rules, in the order in which they are checked:
 4. No key is locked by a prepared transaction. There is no waiting, hence no deadlock; the error says ``locked=True``,
    and a router may try again.
 5. Under a snapshot: no key of the write set has a version that begins or ends after it (first committer wins), and no
-   key that was read, under ``serializable``.
+   key that was read, under ``serializable``; and no name that is used means something else since.
 6. ``expect`` holds.
+
+A transaction may change the catalog in several steps, and use in one what an earlier one made: each step is checked
+against a draft in which the earlier ones have happened. Under a snapshot, a change of the catalog is a write to what
+the name meant: it is refused if the name was changed since, and, if it takes records out of sight (a drop, an alias
+that moves away), if any of them was.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -31,84 +36,23 @@ from vecraft_data_model.messages import (
     CatalogMutation,
     CreateCollection,
     Delete,
+    DropAlias,
     DropCollection,
     Expectation,
     Float32Array,
     Put,
+    SetAlias,
     Transaction,
 )
 from vecraft_data_model.payload import reseal_payloads, verify_payloads
 from vecraft_data_model.schema import CollectionSchema
 from vecraft_data_model.validation import as_matrix, check_record_ids
-from vecraft_shard.catalog import Catalog
+from vecraft_shard.catalog import Catalog, CollectionEntry
 from vecraft_shard.collection import Collection
-from vecraft_shard.records import Resolved, ResolvedDelete, ResolvedPut, TransactionRecord
+from vecraft_shard.locks import Locks
+from vecraft_shard.records import Resolved, ResolvedDelete, ResolvedPut
 from vecraft_shard.timeline import CATALOG, Timeline
 from vecraft_shard.versions import NO_ROW
-
-
-@dataclass(slots=True)
-class Locks:
-    """What prepared transactions hold until they are decided.
-
-    Keys they write (exclusive), keys they read under ``serializable`` (shared), names whose meaning they change, and
-    aliases by which they name what they write or read (shared: those must mean the same until they are decided).
-    """
-
-    written: dict[str, dict[str, str]] = field(default_factory=dict)
-    read: dict[str, dict[str, set[str]]] = field(default_factory=dict)
-    names: dict[str, str] = field(default_factory=dict)
-    aliases: dict[str, set[str]] = field(default_factory=dict)
-
-    def acquire(self, txn: TransactionRecord, catalog: Catalog) -> None:
-        """Lock everything that an admitted transaction touches."""
-        for mutation in txn.mutations:
-            if isinstance(mutation, ResolvedPut | ResolvedDelete):
-                self.written.setdefault(mutation.collection_id, {}).update(dict.fromkeys(mutation.ids, txn.txn_id))
-            else:
-                self.names.update(dict.fromkeys(catalog.names_of(mutation), txn.txn_id))
-        for collection_id, record_id in txn.reads:
-            self.read.setdefault(collection_id, {}).setdefault(record_id, set()).add(txn.txn_id)
-        for alias in txn.aliases:
-            self.aliases.setdefault(alias, set()).add(txn.txn_id)
-
-    def release(self, txn: TransactionRecord) -> None:
-        """Let go of everything a transaction holds."""
-        self.names = {name: holder for name, holder in self.names.items() if holder != txn.txn_id}
-        for mutation in txn.mutations:
-            if isinstance(mutation, ResolvedPut | ResolvedDelete):
-                held = self.written.get(mutation.collection_id, {})
-                for record_id in mutation.ids:
-                    held.pop(record_id, None)
-                if not held:
-                    self.written.pop(mutation.collection_id, None)
-        for collection_id, record_id in txn.reads:
-            readers = self.read.get(collection_id, {})
-            holders = readers.get(record_id, set())
-            holders.discard(txn.txn_id)
-            if not holders:
-                readers.pop(record_id, None)
-            if not readers:
-                self.read.pop(collection_id, None)
-        for alias in txn.aliases:
-            users = self.aliases.get(alias, set())
-            users.discard(txn.txn_id)
-            if not users:
-                self.aliases.pop(alias, None)
-
-    def writer_of(self, collection_id: str, record_ids: list[str]) -> str | None:
-        """The first of these records that somebody is about to write."""
-        held = self.written.get(collection_id)
-        if held is None or held.keys().isdisjoint(record_ids):
-            return None
-        return next(record_id for record_id in record_ids if record_id in held)
-
-    def reader_of(self, collection_id: str, record_ids: list[str]) -> str | None:
-        """The first of these records that a prepared serializable transaction has read."""
-        held = self.read.get(collection_id)
-        if held is None or held.keys().isdisjoint(record_ids):
-            return None
-        return next(record_id for record_id in record_ids if record_id in held)
 
 
 @dataclass(frozen=True, slots=True)
@@ -130,6 +74,33 @@ class Admitted:
     count: int
     replaced: list[tuple[Collection, list[int]]]
     aliases: list[str]
+
+
+class _Steps:
+    """What a transaction has done to the catalog so far.
+
+    Attributes:
+        catalog: As it is for the transaction's next step.
+        names: That the transaction has changed the meaning of.
+    """
+
+    __slots__ = ("_base", "catalog", "names")
+
+    def __init__(self, catalog: Catalog) -> None:
+        self._base = catalog
+        self.catalog = catalog
+        self.names: set[str] = set()
+
+    def take(self, mutation: CatalogMutation) -> None:
+        """Check a step and let it have happened.
+
+        Raises:
+            VecraftError: What stands against it.
+        """
+        if self.catalog is self._base:
+            self.catalog = self._base.draft()
+        self.catalog.try_out(mutation)
+        self.names.add(_changed_name(mutation))
 
 
 class Admission:
@@ -155,9 +126,10 @@ class Admission:
         Raises:
             VecraftError: What stands against it; nothing was changed.
         """
-        if txn.snapshot is not None:
-            self._timeline.check_readable(txn.snapshot)
-        created: dict[str, CreateCollection] = {}
+        snapshot = txn.snapshot
+        if snapshot is not None:
+            self._timeline.check_readable(snapshot)
+        steps = _Steps(self._catalog)
         mutations: list[Resolved] = []
         footprint: set[str] = set()
         replaced: list[tuple[Collection, list[int]]] = []
@@ -165,42 +137,55 @@ class Admission:
         for mutation in txn.mutations:
             match mutation:
                 case Put():
-                    collection_id, schema = self._target(mutation.collection, created)
+                    collection_id, schema = self._target(mutation.collection, steps, snapshot)
                     mutations.append(self._put(mutation, collection_id, schema))
-                    rows = self._keys(collection_id, mutation.ids, mutation.expect, txn.snapshot)
+                    rows = self._keys(collection_id, mutation.ids, mutation.expect, snapshot)
                     count += len(mutation.ids)
                 case Delete():
-                    collection_id, _ = self._target(mutation.collection, created)
+                    collection_id, _ = self._target(mutation.collection, steps, snapshot)
                     check_record_ids(mutation.ids)
                     mutations.append(ResolvedDelete(collection_id, list(mutation.ids)))
-                    rows = self._keys(collection_id, mutation.ids, mutation.expect, txn.snapshot)
+                    rows = self._keys(collection_id, mutation.ids, mutation.expect, snapshot)
                     count += len(rows)
                 case _:
-                    self._check_catalog_mutation(mutation)
+                    self._check_catalog_mutation(mutation, steps, snapshot)
                     mutations.append(mutation)
                     footprint.add(CATALOG)
-                    if isinstance(mutation, CreateCollection):
-                        created[mutation.schema.name] = mutation
                     continue
             footprint.add(collection_id)
             if rows and txn.want_preimages:
                 replaced.append((self._collections[collection_id], rows))
-        reads = [(self._target(name, created)[0], record_id) for name, record_id in txn.reads]
-        self._check_reads(reads, txn.snapshot)
+        reads = [(self._read_target(name, snapshot), record_id) for name, record_id in txn.reads]
+        self._check_reads(reads, snapshot)
         names = {m.collection for m in txn.mutations if isinstance(m, Put | Delete)} | {name for name, _ in txn.reads}
         aliases = sorted(name for name in names if self._catalog.is_alias(name))
         return Admitted(mutations, reads, frozenset(footprint), count, replaced, aliases)
 
     # ------------------------------------------------------------------------------------------- catalog
 
-    def _target(self, name: str, created: Mapping[str, CreateCollection]) -> tuple[str, CollectionSchema]:
-        if name in created:
-            return created[name].collection_id, created[name].schema
+    def _target(self, name: str, steps: _Steps, snapshot: int | None) -> tuple[str, CollectionSchema]:
+        """Return the id and schema of the collection that a write goes to."""
+        self._check_name_free(name)
+        entry = steps.catalog.resolve(name)
+        if entry.schema.name != name:
+            self._check_name_free(entry.schema.name)
+        if snapshot is not None and name not in steps.names and not self._catalog.meant_the_same(name, snapshot):
+            raise _changed_meaning(name, snapshot)
+        return entry.collection_id, entry.schema
+
+    def _read_target(self, name: str, snapshot: int | None) -> str:
+        """Return the id of the collection that was read: as things were before this transaction's own steps."""
         self._check_name_free(name)
         entry = self._catalog.resolve(name)
         if entry.schema.name != name:
             self._check_name_free(entry.schema.name)
-        return entry.collection_id, entry.schema
+        if snapshot is not None and not self._catalog.meant_the_same(name, snapshot):
+            raise ReadWriteConflictException(
+                f"what {name!r} means, which this transaction read from, was changed after its snapshot {snapshot}",
+                collection=name,
+                snapshot=snapshot,
+            )
+        return entry.collection_id
 
     def _check_name_free(self, name: str) -> None:
         if name in self._locks.names:
@@ -208,22 +193,55 @@ class Admission:
                 f"what {name!r} means is being changed by another transaction", collection=name, locked=True
             )
 
-    def _check_catalog_mutation(self, mutation: CatalogMutation) -> None:
-        for name in self._catalog.names_of(mutation):
+    def _check_catalog_mutation(self, mutation: CatalogMutation, steps: _Steps, snapshot: int | None) -> None:
+        """Check a change of the catalog, and let it have happened in ``steps``."""
+        for name in steps.catalog.names_of(mutation):
             self._check_name_free(name)
             if name in self._locks.aliases:
                 raise WriteConflictException(
                     f"a transaction that is about to commit writes by the alias {name!r}", collection=name, locked=True
                 )
-        self._catalog.check(mutation)
-        if isinstance(mutation, DropCollection | AlterCollection):
-            entry = self._catalog.resolve(mutation.name)
-            if entry.collection_id in self._locks.written:
-                raise WriteConflictException(
-                    f"collection {mutation.name!r} is being written to by another transaction",
-                    collection=mutation.name,
-                    locked=True,
-                )
+        changed = _changed_name(mutation)
+        if snapshot is not None and changed not in steps.names:
+            if self._catalog.changed_after(changed, snapshot):
+                raise _changed_meaning(changed, snapshot)
+            self._check_hidden(mutation, snapshot)
+        steps.take(mutation)
+        if snapshot is not None and isinstance(mutation, SetAlias):
+            target = mutation.name
+            if target not in steps.names and not self._catalog.meant_the_same(target, snapshot):
+                raise _changed_meaning(target, snapshot)
+        if isinstance(mutation, DropCollection | AlterCollection) and mutation.name in self._catalog:
+            self._check_unused(self._catalog.resolve(mutation.name))
+
+    def _check_hidden(self, mutation: CatalogMutation, snapshot: int) -> None:
+        """Refuse to take records out of sight that were written after the snapshot: nobody would find them again."""
+        hidden: CollectionEntry | None = None
+        match mutation:
+            case DropCollection(name=name):
+                hidden = self._catalog.resolve(name) if name in self._catalog else None
+            case SetAlias(alias=alias) | DropAlias(alias=alias):
+                hidden = self._catalog.target_of(alias)
+                if isinstance(mutation, SetAlias) and hidden is not None and hidden.schema.name == mutation.name:
+                    hidden = None
+        if hidden is None:
+            return
+        self._check_unused(hidden)
+        if self._collections[hidden.collection_id].versions.any_changed_after(snapshot):
+            raise WriteConflictException(
+                f"collection {hidden.schema.name!r}, which this transaction takes out of sight, was written to after "
+                f"its snapshot {snapshot}",
+                collection=hidden.schema.name,
+                snapshot=snapshot,
+            )
+
+    def _check_unused(self, entry: CollectionEntry) -> None:
+        if entry.collection_id in self._locks.written or entry.collection_id in self._locks.read:
+            raise WriteConflictException(
+                f"collection {entry.schema.name!r} is being used by another transaction",
+                collection=entry.schema.name,
+                locked=True,
+            )
 
     # ---------------------------------------------------------------------------------------------- keys
 
@@ -293,6 +311,25 @@ class Admission:
                     snapshot=snapshot,
                     locked=locked and not changed,
                 )
+
+
+def _changed_name(mutation: CatalogMutation) -> str:
+    """The name whose meaning a mutation changes."""
+    match mutation:
+        case CreateCollection(schema=schema):
+            return schema.name
+        case DropCollection(name=name) | AlterCollection(name=name):
+            return name
+        case SetAlias(alias=alias) | DropAlias(alias=alias):
+            return alias
+
+
+def _changed_meaning(name: str, snapshot: int) -> WriteConflictException:
+    return WriteConflictException(
+        f"what {name!r} means was changed after this transaction's snapshot {snapshot}",
+        collection=name,
+        snapshot=snapshot,
+    )
 
 
 def _check_expectation(expect: Expectation, record_id: str, found: int | None) -> None:

@@ -5,6 +5,9 @@ a search ``as_of`` a moment before a collection was dropped still finds it, and 
 timestamp. Every shard holds the same entries, because catalog changes are transactions over all shards.
 
 An altered schema is a new entry for the same collection id.
+
+A transaction may change the catalog in several steps, and write by names that it makes itself. Its steps are checked
+against a *draft*: a copy of the catalog in which the earlier ones have happened already.
 """
 
 from __future__ import annotations
@@ -27,10 +30,11 @@ from vecraft_data_model.messages import (
     DropCollection,
     SetAlias,
 )
-from vecraft_data_model.schema import CollectionSchema
+from vecraft_data_model.schema import CollectionSchema, altered_schema
 from vecraft_data_model.validation import check_ef
 
-ALTERABLE = ("target_recall", "ef")
+_DRAFT_TS = INFINITY_TS - 1
+"""When drafted changes happen: later than anything committed, and seen by those who ask for now."""
 
 
 class CollectionEntry(msgspec.Struct):
@@ -48,15 +52,7 @@ class CollectionEntry(msgspec.Struct):
         Raises:
             InvalidDataException: A setting that cannot be altered, or a value that is not accepted.
         """
-        unknown = sorted(set(changes) - set(ALTERABLE))
-        if unknown:
-            raise InvalidDataException(
-                f"{unknown[0]!r} of collection {self.schema.name!r} cannot be altered; "
-                f"what can: {', '.join(ALTERABLE)}",
-                collection=self.schema.name,
-            )
-        recall = changes.get("target_recall", self.schema.target_recall)
-        schema = CollectionSchema.from_dict({**self.schema.to_dict(), "target_recall": recall})
+        schema = altered_schema(self.schema, changes)
         ef = check_ef(changes["ef"]) if "ef" in changes else self.ef
         return CollectionEntry(self.collection_id, schema, ts, ef=ef)
 
@@ -99,6 +95,10 @@ class Catalog:
         aliases = {a.alias: a.name for a in self.aliases if a.begin_ts <= snapshot < a.end_ts}
         return sorted(schemas, key=lambda schema: schema.name), aliases
 
+    def __contains__(self, name: str) -> bool:
+        """Whether a collection of that name exists now (an alias is none)."""
+        return name in self._current
+
     def is_alias(self, name: str) -> bool:
         """Whether a name is an alias now."""
         return name in self._current_aliases
@@ -107,7 +107,41 @@ class Catalog:
         """The entries that are valid now."""
         return list(self._current.values())
 
+    def target_of(self, alias: str) -> CollectionEntry | None:
+        """The collection that an alias means now; None if there is no such alias."""
+        entry = self._current_aliases.get(alias)
+        return None if entry is None else self._current.get(entry.name)
+
+    def changed_after(self, name: str, snapshot: int) -> bool:
+        """Whether a collection or alias of that name was made, altered, switched or dropped after ``snapshot``."""
+        entries = [(e.begin_ts, e.end_ts) for e in self.collections if e.schema.name == name]
+        entries += [(a.begin_ts, a.end_ts) for a in self.aliases if a.alias == name]
+        return any(begin > snapshot or snapshot < end < INFINITY_TS for begin, end in entries)
+
+    def meant_the_same(self, name: str, snapshot: int) -> bool:
+        """Whether a name that means a collection now meant the same one at ``snapshot``, under whatever settings."""
+        entry = self.resolve(name)
+        if entry.begin_ts <= snapshot and name == entry.schema.name:
+            return True  # the common case: a collection by its own name, older than the snapshot
+        try:
+            return self.resolve(name, snapshot).collection_id == entry.collection_id
+        except CollectionNotExistedException:
+            return False
+
     # ------------------------------------------------------------------------------------------- writing
+
+    def draft(self) -> Catalog:
+        """Return a copy, for trying out the steps of one transaction."""
+        return Catalog(map(msgspec.structs.replace, self.collections), map(msgspec.structs.replace, self.aliases))
+
+    def try_out(self, mutation: CatalogMutation) -> None:
+        """On a draft: check a mutation, and let it have happened.
+
+        Raises:
+            VecraftError: What stands against it.
+        """
+        self.check(mutation)
+        self.apply(mutation, _DRAFT_TS)
 
     def names_of(self, mutation: CatalogMutation) -> set[str]:
         """The names whose meaning a mutation changes or relies on: what it has to lock."""
@@ -115,11 +149,13 @@ class Catalog:
             case CreateCollection(schema=schema):
                 return {schema.name}
             case DropCollection(name=name) | AlterCollection(name=name):
-                return {self.resolve(name).schema.name} if name in self._current else {name}
+                return {name}
             case SetAlias(alias=alias, name=name):
-                return {alias, name}
+                # The former target, too: what is written to it by its own name must not slip in behind the check that
+                # nothing was.
+                return {alias, name} | self._former_name(alias)
             case DropAlias(alias=alias):
-                return {alias}
+                return {alias} | self._former_name(alias)
 
     def check(self, mutation: CatalogMutation) -> None:
         """Raise what stands against a mutation in the current state."""
@@ -203,6 +239,10 @@ class Catalog:
             hint = f" ({name!r} is an alias)" if name in self._current_aliases else ""
             raise CollectionNotExistedException(f"there is no collection {name!r}{hint}", collection=name)
         return entry
+
+    def _former_name(self, alias: str) -> set[str]:
+        entry = self._current_aliases.get(alias)
+        return set() if entry is None else {entry.name}
 
     def _check_free(self, name: str) -> None:
         if name in self._current:

@@ -11,8 +11,9 @@
     Resolve ────▶ the primary's answer from its log; if open and old, or never heard of: ABORT first
 
 Who may refuse, and when: a participant may refuse a ``Prepare`` (or ``CommitOne``) for any reason, and leaves no trace.
-Once it has answered ``Prepared``, only the primary decides. The primary keeps an outcome until every participant has
-acknowledged it *after its own fsync*, and for ``txn_retention_s`` for the sake of retries.
+Once it has answered ``Prepared``, only the primary decides. A repeated ``Prepare`` says that its router has not given
+it up: for a few seconds, that keeps a participant from asking for a decision. The primary keeps an outcome until every
+participant has acknowledged it *after its own fsync*, and for ``txn_retention_s`` for the sake of retries.
 
 A refusal that is final to the client (a conflict, a precondition) is made durable as ABORT by ``CommitOne``, so that a
 late duplicate of the request cannot win after the client was told. A key locked by somebody else is not final: the
@@ -212,6 +213,7 @@ class Participant:
         prepared = state.prepared.get(txn.txn_id)
         if prepared is not None:
             check_same(txn.txn_id, prepared.record.content_hash, txn.content_hash)
+            state.keep_holding(txn.txn_id, now_ms)
             answer(Prepared(prepared.record.ts, prepared.count, prepared.preimages))
             return
         check_fresh(txn.txn_id, state.timeline, now_ms, state.config)
@@ -231,7 +233,7 @@ class Participant:
         pieces = encode_transaction(record)
 
         def finish() -> None:
-            state.hold(PreparedTransaction(record, now_ms, admitted.count, preimages))
+            state.hold(PreparedTransaction(record, now_ms, now_ms, admitted.count, preimages))
             answer(Prepared(ts, admitted.count, preimages))
 
         touches, catalog = self.touches(request)

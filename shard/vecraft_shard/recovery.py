@@ -21,8 +21,6 @@ from vecraft_shard.config import ShardConfig
 from vecraft_shard.locations import Locations, Outcome
 from vecraft_shard.records import (
     RecordType,
-    ResolvedDelete,
-    ResolvedPut,
     decode_decision,
     decode_timestamp,
     decode_transaction,
@@ -123,8 +121,8 @@ def _replay(state: ShardState, record: WalRecord, now_ms: int) -> None:
             state.timeline.safe_point = max(state.timeline.safe_point, decode_timestamp(record.payload))
         case RecordType.COMMIT_ONE:
             txn = decode_transaction(record.payload)
+            count = state.count_of(txn.mutations)
             state.apply(txn.mutations, txn.ts)
-            count = sum(len(m.ids) for m in txn.mutations if isinstance(m, ResolvedPut | ResolvedDelete))
             state.outcomes[txn.txn_id] = Outcome(txn.ts, txn.content_hash, count, now_ms)
         case RecordType.PREPARE:
             state.restore_prepared(decode_transaction(record.payload), now_ms)

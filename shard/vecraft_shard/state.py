@@ -7,27 +7,39 @@ after the fsync, with the latch held exclusively.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from vecraft_data_model.messages import Rows
 from vecraft_data_model.ports import Disk, Latch
 from vecraft_data_model.validation import txn_created_ms
-from vecraft_shard.admission import Admission, Locks
+from vecraft_shard.admission import Admission
 from vecraft_shard.catalog import Catalog, CollectionEntry
 from vecraft_shard.collection import Collection
 from vecraft_shard.config import ShardConfig
 from vecraft_shard.locations import Locations, Outcome
+from vecraft_shard.locks import Locks
 from vecraft_shard.records import RecordType, Resolved, ResolvedDelete, ResolvedPut, TransactionRecord
 from vecraft_shard.timeline import CATALOG, Timeline
+from vecraft_shard.versions import NO_ROW
 from vecraft_shard.wal import Wal
+
+_HOLDS_MAX = 5
+"""For how many ``resolve_after_ms`` routers can keep a prepared transaction open: a killed shard is back sooner."""
 
 
 @dataclass(frozen=True, slots=True)
 class PreparedTransaction:
-    """A yes vote that is not decided yet. ``since_ms``: when it was prepared, or recovered."""
+    """A yes vote that is not decided yet.
+
+    Attributes:
+        since_ms: When it was prepared, or recovered, or last asked for again by a router that has not given it up.
+        first_ms: When it was prepared, or recovered.
+        count: Records it will write or delete.
+    """
 
     record: TransactionRecord
     since_ms: int
+    first_ms: int
     count: int
     preimages: Rows | None = None
 
@@ -124,6 +136,12 @@ class ShardState:
         self.prepared[prepared.record.txn_id] = prepared
         self.locks.acquire(prepared.record, self.catalog)
 
+    def keep_holding(self, txn_id: str, now_ms: int) -> None:
+        """Count the time after which a prepared transaction is taken for given up from now on, within limits."""
+        prepared = self.prepared[txn_id]
+        if now_ms - prepared.first_ms <= _HOLDS_MAX * self.config.resolve_after_ms:
+            self.prepared[txn_id] = replace(prepared, since_ms=now_ms)
+
     def let_go(self, txn_id: str) -> None:
         """Drop a prepared transaction and its locks; nothing happens if there is none."""
         prepared = self.prepared.pop(txn_id, None)
@@ -132,9 +150,19 @@ class ShardState:
 
     def restore_prepared(self, record: TransactionRecord, now_ms: int) -> None:
         """Take up a prepared transaction found in the log or in a checkpoint."""
-        count = sum(len(m.ids) for m in record.mutations if isinstance(m, ResolvedPut | ResolvedDelete))
-        self.hold(PreparedTransaction(record, now_ms, count))
+        self.hold(PreparedTransaction(record, now_ms, now_ms, self.count_of(record.mutations)))
         self.timeline.restore(record.txn_id, record.ts, record.primary, footprint_of(record.mutations))
+
+    def count_of(self, mutations: Sequence[Resolved]) -> int:
+        """How many records mutations that are about to be applied write or delete, as when they were admitted."""
+        count = 0
+        for mutation in mutations:
+            if isinstance(mutation, ResolvedPut):
+                count += len(mutation.ids)
+            elif isinstance(mutation, ResolvedDelete) and mutation.collection_id in self.collections:
+                versions = self.collections[mutation.collection_id].versions
+                count += sum(versions.alive_row(record_id) != NO_ROW for record_id in mutation.ids)
+        return count
 
     # ------------------------------------------------------------------------------------------- outcomes
 

@@ -9,7 +9,7 @@ from vecraft_shard.state import ShardState
 def status_of(state: ShardState, now_ms: int, checkpoints: int, *, failed: bool) -> StatusReply:
     """Return what the shard can say of itself without touching the disk."""
     collections = list(state.collections.values())
-    oldest = min((p.since_ms for p in list(state.prepared.values())), default=now_ms)
+    oldest = min((p.first_ms for p in list(state.prepared.values())), default=now_ms)
     names = {entry.collection_id: entry.schema.name for entry in state.catalog.current()}
     return StatusReply(
         state.shard_id,

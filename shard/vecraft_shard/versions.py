@@ -148,6 +148,11 @@ class VersionTable:
         end = self.end[row]
         return bool(self.begin[row] > snapshot or (end != INFINITY_TS and end > snapshot))
 
+    def any_changed_after(self, snapshot: int) -> bool:
+        """Whether any version begins or ends after ``snapshot``."""
+        end = self.end[: self.rows]
+        return self.max_begin > snapshot or bool(np.any((end > snapshot) & (end != INFINITY_TS)))
+
     def all_visible(self, snapshot: int) -> bool:
         """Whether ``snapshot`` sees every row: the common case, in which nothing needs to be masked."""
         return self.alive == self.rows and self.max_begin <= snapshot
