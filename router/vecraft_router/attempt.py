@@ -20,6 +20,10 @@ What the router knows, and may tell:
 * An input that can never be accepted (``InvalidDataException``) is told as it is: no copy of it can win.
 * Otherwise *unknown*: the error carries ``outcome="unknown"`` and the ``txn_id`` to ask again with.
 
+A participant that has voted asks for an abort when nobody comes back to it for a while. Where the id was chosen by the
+caller, an abort would spend it; so the router comes back, by repeating ``Prepare``, while a shard that is being
+restarted keeps it waiting. Participants allow that for a few seconds.
+
 Every message may be repeated: all are idempotent under the transaction id. Not done here: new attempts after an abort
 (:mod:`vecraft_router.commit`), and finishing for good, which the primary sees to by itself.
 """
@@ -48,10 +52,12 @@ from vecraft_data_model.messages import (
     CommitOne,
     Committed,
     Decide,
+    Delete,
     Finish,
     Finished,
     Prepare,
     Prepared,
+    Put,
     Refused,
     Request,
     Response,
@@ -103,9 +109,19 @@ class Attempt:
         deadline: Until when an answer is wanted.
         locks_until: Until when to wait for locks that others hold, with the same id. Of a transaction over several
             shards this must be soon: the locks that it has got already are held meanwhile.
+        hold: Whether to keep the shards that have voted from giving up while others are away: for an id that cannot be
+            replaced by another one.
     """
 
-    def __init__(self, state: RouterState, parts: dict[int, Transaction], deadline: float, locks_until: float) -> None:
+    def __init__(
+        self,
+        state: RouterState,
+        parts: dict[int, Transaction],
+        deadline: float,
+        locks_until: float,
+        *,
+        hold: bool = False,
+    ) -> None:
         self._state = state
         self._parts = parts
         self._participants = sorted(parts)
@@ -118,6 +134,8 @@ class Attempt:
         # Part of the time is kept for making an abort durable, so that its outcome can be told.
         self._give_up_at = deadline - min(state.config.abort_reserve_s, max(0.0, deadline - now) / 4)
         self._locks_until = min(locks_until, self._give_up_at)
+        self._hold = hold
+        self._votes: dict[int, Prepared | Committed] = {}
         self._in_doubt = False
         self._problem: VecraftError = TimeoutException("the deadline passed before the transaction was sent")
 
@@ -161,24 +179,21 @@ class Attempt:
     # --------------------------------------------------------------------------------------- several shards
 
     def _together(self) -> Flow[Commit | Failed]:
-        votes: dict[int, Prepared | Committed] = {}
         refusals: dict[int, VecraftError] = {}
-        waiting: dict[int, Request] = {
-            shard: Prepare(txn, self._primary, self._participants) for shard, txn in self._parts.items()
-        }
+        waiting = set(self._participants)
         patience = Patience(self._state, self._give_up_at)
         while waiting and not refusals:
-            replies = yield Ask(waiting, self._give_up_at)
-            waiting = self._count_votes(waiting, replies, votes, refusals)
+            replies = yield self._ask_for_votes(waiting)
+            waiting = self._count_votes(replies, refusals)
             if waiting and not refusals and not (yield from patience.pause()):
                 refusals[min(waiting)] = self._problem
-        decided = next((vote for vote in votes.values() if isinstance(vote, Committed)), None)
+        decided = next((vote for vote in self._votes.values() if isinstance(vote, Committed)), None)
         if decided is None and refusals:
-            return (yield from self._no(refusals, bool(votes)))
+            return (yield from self._no(refusals, bool(self._votes)))
         if decided is not None:
             commit_ts = decided.commit_ts
         else:
-            commit_ts = max(vote.prepare_ts for vote in votes.values() if isinstance(vote, Prepared))
+            commit_ts = max(vote.prepare_ts for vote in self._votes.values() if isinstance(vote, Prepared))
             decision = yield from self._until_answered(Decide(self._txn_id, commit_ts))
             if decision is None:
                 raise self._unknown()
@@ -190,34 +205,44 @@ class Attempt:
                 return (yield from self._refuse(error))
             commit_ts = decision.commit_ts
         yield Spawn(self._spread(commit_ts))
-        return self._committed(commit_ts, list(votes.values()))
+        return (yield from self._complete(commit_ts))
 
-    def _count_votes(
-        self,
-        asked: dict[int, Request],
-        replies: dict[int, Response],
-        votes: dict[int, Prepared | Committed],
-        refusals: dict[int, VecraftError],
-    ) -> dict[int, Request]:
-        """Sort the replies into votes and refusals; return what has to be asked again."""
-        again: dict[int, Request] = {}
+    def _ask_for_votes(self, waiting: set[int]) -> Ask:
+        """Ask whoever has not voted; under ``hold``, the others too, whom that keeps from asking for an abort."""
+        if not self._hold:
+            return Ask({shard: self._prepare(shard) for shard in sorted(waiting)}, self._give_up_at)
+        renew_by = self._state.clock.monotonic() + self._state.config.resolve_after_ms / 2000
+        asked = waiting | self._votes.keys()
+        return Ask({shard: self._prepare(shard) for shard in sorted(asked)}, min(self._give_up_at, renew_by))
+
+    def _prepare(self, shard: int) -> Prepare:
+        return Prepare(self._parts[shard], self._primary, self._participants)
+
+    def _count_votes(self, replies: dict[int, Response], refusals: dict[int, VecraftError]) -> set[int]:
+        """Sort the replies into votes and refusals; return who has to be asked again."""
+        again: set[int] = set()
         for shard, reply in replies.items():
             if isinstance(reply, Prepared | Committed):
-                votes[shard] = reply
+                self._votes[shard] = self._better(shard, reply)
             elif isinstance(reply, Aborted):
                 refusals[shard] = self._was_aborted().error
             elif not isinstance(reply, Refused):
                 self._problem = TimeoutException(f"shard {shard} had not voted before the deadline", shard=shard)
-                again[shard] = asked[shard]
+                again.add(shard)
             elif isinstance(reply.error, LOST):
                 self._lost(reply.error)
-                again[shard] = asked[shard]
+                again.add(shard)
             elif self._may_wait(reply.error):
                 self._problem = reply.error
-                again[shard] = asked[shard]
-            else:
+                again.add(shard)
+            elif shard not in self._votes:
                 refusals[shard] = reply.error
-        return again
+        return again - self._votes.keys()
+
+    def _better(self, shard: int, vote: Prepared | Committed) -> Prepared | Committed:
+        """Return a repeated vote, unless it knows less than the first one (which had the preimages)."""
+        known = self._votes.get(shard)
+        return known if isinstance(known, Prepared) and isinstance(vote, Prepared) and known.preimages else vote
 
     def _no(self, refusals: dict[int, VecraftError], some_yes: bool) -> Flow[Commit | Failed]:
         """Somebody voted no: abort, and say why."""
@@ -260,15 +285,42 @@ class Attempt:
         if isinstance(decision, Committed):
             if decision.content_hash not in (b"", self._content_hash):
                 return Failed(_used_before(self._txn_id), release=self._release())
+            self._votes.setdefault(self._primary, decision)
             if len(self._participants) > 1:
                 yield Spawn(self._spread(decision.commit_ts))
-            return self._committed(decision.commit_ts, [decision])
+            return (yield from self._complete(decision.commit_ts))
         if isinstance(decision, Aborted):
             again = isinstance(error, StaleMapError) or self._lock_met(error)
             return Failed(error, again=again, release=self._release())
         if isinstance(decision, Refused):
             self._problem = decision.error
         raise self._unknown()
+
+    def _complete(self, commit_ts: int) -> Flow[Commit]:
+        """Return the commit, with what every shard wrote; those that were not heard of are asked for that.
+
+        Raises:
+            VecraftError: One of them does not say before the deadline: asked again, it will.
+        """
+        for shard, part in self._parts.items():
+            if shard not in self._votes and not part.want_preimages:
+                writes = [mutation for mutation in part.mutations if isinstance(mutation, Put | Delete)]
+                if not any(isinstance(mutation, Delete) for mutation in writes):
+                    # a put writes each of its records, whatever was there before
+                    self._votes[shard] = Committed(commit_ts, sum(len(mutation.ids) for mutation in writes))
+        patience = Patience(self._state, self._deadline)
+        while missing := [shard for shard in self._participants if shard not in self._votes]:
+            replies = yield Ask({shard: self._prepare(shard) for shard in missing}, self._deadline)
+            for shard, reply in replies.items():
+                if isinstance(reply, Prepared | Committed):
+                    self._votes[shard] = reply
+                elif isinstance(reply, Refused):
+                    self._problem = reply.error
+                    if isinstance(reply.error, StaleMapError):
+                        self._state.adopt((yield RefreshMap()))
+            if len(self._votes) < len(self._participants) and not (yield from patience.pause()):
+                raise self._unknown(f"transaction {self._txn_id} was committed, but how many records it deleted")
+        return self._committed(commit_ts, list(self._votes.values()))
 
     def _until_answered(self, request: Request) -> Flow[Response | None]:
         """Ask the primary until it answers, one way or the other; None when the deadline passes before."""
@@ -301,12 +353,13 @@ class Attempt:
     def _abandoned(self) -> VecraftError:
         return TimeoutException(f"shard {self._primary} does not know transaction {self._txn_id} any more")
 
-    def _unknown(self) -> VecraftError:
-        """Return the error that says that nobody knows, and how to find out."""
+    def _unknown(self, what: str | None = None) -> VecraftError:
+        """Return the error that says what nobody knows, and how to find out."""
+        what = what or f"whether transaction {self._txn_id} was committed"
         problem = self._problem
         kind = type(problem) if isinstance(problem, (*LOST, StorageFailureException)) else TimeoutException
         return kind(
-            f"{problem.message}; whether transaction {self._txn_id} was committed is unknown: "
+            f"{problem.message}; {what} is unknown: "
             "send it again with this txn_id to find out, it will be carried out at most once",
             **{**problem.details, "txn_id": self._txn_id, "outcome": "unknown"},
         )

@@ -5,10 +5,11 @@ Which id an attempt has is what makes retries exactly-once:
 * The caller chose no id: every attempt gets a fresh one. The next begins only when the abort of the last one is
   durable, so at most one is ever committed. What the caller gets, with the result or with an error that says
   "unknown", is the id of the last attempt: the only one that can have been committed.
-* The caller chose the id: it names this transaction for ever, so there is one attempt. Should it meet locks, it waits a
-  little (``lock_wait_s``) and is then aborted for good; the caller is told so and chooses another id. Trying on under
-  an id derived from the caller's would not do: of two calls with the same id, one could be told "aborted" while the
-  other goes on and commits.
+* The caller chose the id: it names this transaction for ever, so there is one attempt, which any number of calls may
+  take up again: each finds what the last one left, a commit included. Messages are repeated until the deadline, and a
+  shard that dies half-way is waited for. Should it meet locks, it waits a little (``lock_wait_s``) and is then aborted
+  for good; the error says so, and that another id is needed to try again. Trying on under an id derived from the
+  caller's would not do: of two calls with the same id, one could be told "aborted" while the other goes on and commits.
 
 Only an attempt that no shard has looked at (stale map) is repeated under the same id.
 
@@ -88,16 +89,16 @@ class Committer:
             locks_until = deadline
             if len(parts) > 1:
                 locks_until = state.clock.monotonic() + self._lock_wait_s() if txn_id else 0.0
-            outcome = yield from Attempt(state, parts, deadline, locks_until).run()
+            outcome = yield from Attempt(state, parts, deadline, locks_until, hold=txn_id is not None).run()
             if isinstance(outcome, Commit):
                 return outcome
             again = outcome.again and not (txn_id and outcome.spent)
             if outcome.release:
                 yield from self._release(outcome.release, deadline, wait=again)
             if again and isinstance(outcome.error, StaleMapError):
-                yield from self._asker.refresh_map(deadline, _told(outcome, attempt_id))
+                yield from self._asker.refresh_map(deadline, _told(outcome, attempt_id, chosen=bool(txn_id)))
             if not again or not (yield from patience.pause()):
-                raise _told(outcome, attempt_id)
+                raise _told(outcome, attempt_id, chosen=bool(txn_id))
 
     def resolve(
         self, txn_id: str, *, participants: Sequence[int] | None, deadline: float | None
@@ -182,8 +183,8 @@ class Committer:
             )
 
 
-def _told(outcome: Failed, txn_id: str) -> VecraftError:
-    """Return the error as the caller gets it: with the id, and with what became of it."""
+def _told(outcome: Failed, txn_id: str, *, chosen: bool) -> VecraftError:
+    """Return the error as the caller gets it: with the id, with what became of it, and what to do."""
     error = outcome.error
     details = {**error.details, "txn_id": txn_id, "outcome": "aborted"}
     if isinstance(error, StaleMapError) and outcome.spent:
@@ -192,9 +193,12 @@ def _told(outcome: Failed, txn_id: str) -> VecraftError:
             "Send it again with another txn_id",
             **details,
         )
+    message = error.message
     if isinstance(error, LOST):
-        return type(error)(f"{error.message}; transaction {txn_id} was aborted", **details)
-    return type(error)(error.message, **details)
+        message = f"{message}; transaction {txn_id} was aborted"
+    if chosen and outcome.spent and not isinstance(error, InvalidDataException):
+        message = f"{message}. Nothing of transaction {txn_id} was written; to try again, send it with another txn_id"
+    return type(error)(message, **details)
 
 
 def _undecided(txn_id: str) -> VecraftError:

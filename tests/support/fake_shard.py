@@ -211,6 +211,7 @@ class FakeShard:
             return Prepared(held.ts, self._count(txn), preimages if txn.want_preimages else None)
         if held.txn.content_hash != txn.content_hash:
             raise InvalidDataException(f"transaction id {txn.txn_id!r} was used before with other content")
+        held.since_ms = now_ms
         return Prepared(held.ts, self._count(txn))
 
     def _decide(self, txn_id: str, commit_ts: int, now_ms: int) -> Response:
@@ -235,6 +236,12 @@ class FakeShard:
         if held is not None and now_ms - held.since_ms < RESOLVE_AFTER_MS:
             return Undecided([(txn_id, self.number)])
         return self._abort(txn_id)
+
+    def abort_abandoned(self, now_ms: int) -> None:
+        """As the primary, abort what nobody has come back to."""
+        for txn_id, held in list(self.held.items()):
+            if held.primary == self.number:
+                self._resolve(txn_id, now_ms)
 
     def _keys(self, txn: Transaction) -> list[tuple[str, str]]:
         return [
