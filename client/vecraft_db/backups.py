@@ -5,7 +5,7 @@
     backup/
       backup.json        format, version, when, and for every file: length and SHA-256; a checksum over all of it
       vecraft.json       as in the root
-      shard-0000/ …      the shards' files after a checkpoint, without LOCK
+      shard-0000/ …      the shards' files after a checkpoint, without LOCK and lease
 
 *Backup*: all shards' writers are held, each shard makes a checkpoint, the files are copied. Holding all of them at once
 makes the copy one consistent cut: a distributed transaction is in it as it was, and if undecided then, it is decided as
@@ -28,6 +28,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Protocol
 
+from vecraft_cluster.lease import LEASE_FOLDER
 from vecraft_cluster.root import (
     READY,
     ROOT_FILE,
@@ -180,7 +181,7 @@ def _checkpoint(host: Pausable) -> None:
 
 def _files(folder: Path) -> Iterator[Path]:
     for path in sorted(folder.rglob("*")):
-        if path.is_file() and path.name != _LOCK:
+        if path.is_file() and path.name != _LOCK and path.parent.name != LEASE_FOLDER:
             yield path
 
 

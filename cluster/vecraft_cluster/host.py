@@ -7,6 +7,8 @@ Three kinds of threads meet here::
     maintenance  one thread: indexing, checkpoints, compaction, the clock's ceiling, messages to peer shards; it works
                  beside both, and the shard takes the latch where they must not meet
 
+A host may be given a lease (:mod:`vecraft_cluster.lease`). Without a valid one it neither works nor answers.
+
 A shard that stopped itself (a failed write or fsync, an interrupt in the middle of a write) is opened again from its
 files by the next call, at most once a second: recovery is the only way back to a state that can be trusted.
 
@@ -22,6 +24,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 
 from vecraft_cluster.latch import ReadWriteLatch
+from vecraft_cluster.lease import Lease
 from vecraft_cluster.root import SystemClock
 from vecraft_cluster.write_queue import Outcome, WriteQueue
 from vecraft_data_model.errors import ClockSkewError, ShardUnavailableError, StorageFailureException, VecraftError
@@ -77,6 +80,7 @@ class ShardHost:
         config: Its settings.
         peers: The port of another shard, for the messages by which shards finish each other's transactions.
         clock: Time.
+        lease: Without which nothing is done, and nothing answered; None: the directory's lock is enough.
         maintenance: Whether to run the maintenance thread (tests may do without).
 
     Raises:
@@ -92,6 +96,7 @@ class ShardHost:
         peers: Callable[[int], ShardPort] | None = None,
         clock: Clock | None = None,
         *,
+        lease: Lease | None = None,
         maintenance: bool = True,
     ) -> None:
         self.shard_id = shard_id
@@ -99,6 +104,7 @@ class ShardHost:
         self._config = config or ShardConfig()
         self._peers = peers
         self._clock = clock or SystemClock()
+        self._lease = lease
         self._door = ReadWriteLatch()
         self._queue = WriteQueue(self._carry_out)
         self._maintaining = threading.Lock()
@@ -122,7 +128,7 @@ class ShardHost:
         """Carry out a batch: reads on this thread, anything else in turn with other writers.
 
         Raises:
-            ShardUnavailableError: The host is closed.
+            ShardUnavailableError: The host is closed, or its lease has run out.
             TimeoutException: A write was not answered within ``timeout`` seconds.
             StaleMapError: The batch was routed by another cluster map.
             StorageFailureException: The disk failed.
@@ -134,6 +140,7 @@ class ShardHost:
         try:
             if self._closed or self._broken is not None:
                 raise self._no_shard()
+            self._check_lease("not done")
             requests = batch.requests
             for request in requests:
                 if type(request) not in READS:
@@ -141,11 +148,13 @@ class ShardHost:
             else:
                 shard = self._shard
                 responses = shard.execute(requests, self._clock.now_ms(), batch.clock, batch.map_epoch)
+                self._check_lease("not done")
                 return BatchReply(responses, shard.clock_last)
             solo = any(type(request) is Checkpoint for request in requests)
             reply = self._queue.submit(batch, timeout, solo=solo)
         finally:
             door.leave_shared()
+        self._check_lease("unknown")
         self._wake.set()
         return reply
 
@@ -169,6 +178,7 @@ class ShardHost:
     def maintain_once(self, budget_ms: float = MAINTENANCE_BUDGET_MS) -> bool:
         """Do one slice of maintenance, deliver messages to peers, and return whether there is more to do."""
         with self._inside():
+            self._check_lease("not done")
             shard = self._shard
             try:
                 with self._maintaining:
@@ -193,7 +203,10 @@ class ShardHost:
             if self._closed:
                 return
             self._closed = True
-            if self._broken is None:
+            if self._lease is not None and not self._lease.valid():
+                # Even closing would touch files that may be somebody else's: give room back, checkpoint SQLite's log.
+                logger.error("shard left as it is: its lease has run out", extra={"shard": self.shard_id})
+            elif self._broken is None:
                 self._shard.close(self._clock.now_ms())
             else:
                 self._shard.abandon()
@@ -224,6 +237,19 @@ class ShardHost:
                 raise self._no_shard()
             yield
 
+    def _check_lease(self, outcome: str) -> None:
+        """Let nobody hear of what this process knows unless no other can have taken over.
+
+        Checked last before an answer, because the process may be stopped for any time before that; and first, so that
+        nothing is written in vain.
+        """
+        if self._lease is not None and not self._lease.valid():
+            raise ShardUnavailableError(
+                f"shard {self.shard_id} has not renewed its lease in time, and may have been replaced",
+                shard=self.shard_id,
+                outcome=outcome,
+            )
+
     def _no_shard(self) -> VecraftError:
         if self._closed or self._broken is None:
             return ShardUnavailableError(f"shard {self.shard_id} is closed", shard=self.shard_id)
@@ -234,6 +260,7 @@ class ShardHost:
         with self._door.exclusive():
             if self._broken is None or self._closed:
                 return
+            self._check_lease("not done")
             if not self._disk.durable:
                 raise StorageFailureException(
                     f"shard {self.shard_id}, which is in memory only, stopped in the middle of a write "
@@ -258,6 +285,7 @@ class ShardHost:
             requests = [request for batch in batches for request in batch.requests]
         clock = max(batch.clock for batch in batches)
         shard = self._shard
+        self._check_lease("not done")
         try:
             responses = shard.execute(requests, self._clock.now_ms(), clock, batches[0].map_epoch)
         except BaseException as error:

@@ -9,7 +9,9 @@ Invariants:
 
 * The directory is locked before a file in it is opened, and until this process ends: two incarnations never write one
   directory, even if Ray starts the second while the first still lives (it waits for the lock, and says so).
-* The constructor returns at once. Opening (the lock, recovery) goes on beside it; calls wait for it until their own
+* Nothing is answered without a valid lease (:mod:`vecraft_cluster.lease`), which is waited for before the directory is
+  read: whoever starts this actor, and however early, it does not begin while another one may still answer.
+* The constructor returns at once. Opening (lock, lease, recovery) goes on beside it; calls wait for it until their own
   timeout. So a shard that cannot be opened is an actor that says why, not a dead one, and ``ping`` is always answered.
 * Nothing depends on an orderly end: ``close`` only saves the next start its recovery.
 
@@ -29,6 +31,7 @@ import msgspec
 import ray
 
 from vecraft_cluster.host import ShardHost
+from vecraft_cluster.lease import LEASE_FOLDER, TAKEOVER_S, Lease, LeaseFolder, LeaseKeeper
 from vecraft_cluster.ports import Directory, RayShardPort, actor_class, decode, encode
 from vecraft_cluster.root import shard_path
 from vecraft_data_model.errors import ShardUnavailableError, StorageFailureException, TimeoutException, VecraftError
@@ -46,6 +49,7 @@ LOCK_PATIENCE_S = 5.0
 """How long to wait for the incarnation before to end; after that the controller starts another attempt."""
 
 LOCK_RETRY_S = 0.05
+LEASE_PATIENCE_S = 3 * TAKEOVER_S
 
 
 class ShardPlan(msgspec.Struct, frozen=True):
@@ -72,6 +76,7 @@ class ShardActor:
         self._started = time.time()
         self._host: ShardHost | None = None
         self._lock: DirectoryLock | None = None
+        self._keeper: LeaseKeeper | None = None
         self._failure: VecraftError | None = None
         self._state = "opening"
         self._settled = threading.Event()
@@ -119,8 +124,7 @@ class ShardActor:
                     failure = error
                     logger.exception("closing failed", extra={"shard": self._plan.shard})
                 finally:
-                    if self._lock is not None:
-                        self._lock.close()
+                    self._give_up_directory()
             return failure.to_dict() if failure is not None else None
 
     @ray.method(concurrency_group="control", enable_task_events=False)
@@ -146,7 +150,10 @@ class ShardActor:
         path = shard_path(Path(plan.root), plan.shard)
         try:
             self._lock = self._lock_patiently(path)
-            self._host = ShardHost(OsDisk(path), plan.shard, plan.config, self._peer)
+            lease = Lease(LeaseFolder(path / LEASE_FOLDER))
+            lease.acquire(LEASE_PATIENCE_S)
+            self._keeper = LeaseKeeper(lease, self._replaced)
+            self._host = ShardHost(OsDisk(path), plan.shard, plan.config, self._peer, lease=lease)
             self._state = "serving"
         except VecraftError as error:
             self._fail(error)
@@ -172,8 +179,18 @@ class ShardActor:
         logger.exception("shard cannot be opened", extra={"shard": self._plan.shard})
         self._failure = error
         self._state = "failed"
+        self._give_up_directory()
+
+    def _give_up_directory(self) -> None:
+        if self._keeper is not None:
+            self._keeper.close()
         if self._lock is not None:
             self._lock.close()
+
+    def _replaced(self) -> None:
+        """End at once: another process answers for this shard, and what is in memory here may be out of date."""
+        logger.error("shard was taken over; ending this process", extra={"shard": self._plan.shard})
+        os._exit(1)
 
     def _wait_for_host(self, timeout: float) -> ShardHost:
         if not self._settled.wait(timeout):
