@@ -81,12 +81,14 @@ def intent_hash(*parts: Any) -> bytes:
 
 def with_collection_ids(mutations: Sequence[Mutation], txn_id: str) -> list[Mutation]:
     """Fill in missing collection ids: made from the transaction id, so that every attempt of it makes the same."""
-    return [
-        CreateCollection(mutation.schema, xxhash.xxh3_128_hexdigest(f"{txn_id}\0{mutation.schema.name}".encode()))
-        if isinstance(mutation, CreateCollection) and not mutation.collection_id
-        else mutation
-        for mutation in mutations
-    ]
+    filled: list[Mutation] = []
+    for position, mutation in enumerate(mutations):
+        if isinstance(mutation, CreateCollection) and not mutation.collection_id:
+            # with its position, since one transaction may make, drop and make a collection of one name
+            seed = f"{txn_id}\0{mutation.schema.name}" + (f"\0{position}" if position else "")
+            mutation = CreateCollection(mutation.schema, xxhash.xxh3_128_hexdigest(seed.encode()))
+        filled.append(mutation)
+    return filled
 
 
 def _head(kind: bytes, collection: str, expect: Expectation) -> bytes:

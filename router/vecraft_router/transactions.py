@@ -4,16 +4,21 @@
 
     begin ── snapshot S, catalog at S ──┬── get · search · scan · count   at S, own writes laid over
                                         ├── put · delete                  into the buffer; no shard hears of them
-                                        └── commit                        all buffered writes, validated against S
+                                        ├── change_catalog                into the draft of the catalog, likewise
+                                        └── commit                        all of it, validated against S
 
-Aliases are resolved once, in the catalog at ``S``, so a record has one place in the buffer whatever name it was written
-under. ``expect`` is checked at once, against ``S`` and the buffer: should the record change before the commit, that is
-a conflict anyway (first committer wins).
+Names are resolved in the catalog at ``S`` with the transaction's own changes laid over, so a record has one place in
+the buffer whatever name it was written under. It is committed under the name that was used: an alias that somebody
+else has switched since is a conflict. ``expect`` is checked at once, against ``S`` and the buffer: should the record
+change before the commit, that is a conflict anyway (first committer wins).
 
 Isolation: ``snapshot`` (no lost updates; write skew is possible) or ``serializable`` (records read *by id* are
 validated too; searches, scans and counts are not predicate-locked).
 
-Not done here: catalog changes inside a transaction, and use from several threads at once.
+A commit changes the catalog first and then writes records, in one step for everybody else: what was written to a
+collection before this transaction dropped it needs not be written at all.
+
+Not done here: use from several threads at once.
 """
 
 from __future__ import annotations
@@ -24,25 +29,33 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from vecraft_data_model.errors import (
-    CollectionNotExistedException,
     InvalidDataException,
     PreconditionFailedError,
+    ShardUnavailableError,
+    TimeoutException,
     VecraftError,
 )
 from vecraft_data_model.filters import DocumentFilter, Filter
 from vecraft_data_model.messages import (
+    AlterCollection,
+    CatalogMutation,
     CatalogReply,
     CountReply,
+    CreateCollection,
     Delete,
+    DropAlias,
+    DropCollection,
     Expectation,
     Float32Array,
     Hits,
     Mutation,
     Put,
     RowsReply,
+    SetAlias,
 )
-from vecraft_data_model.packets import CommitResult
+from vecraft_data_model.packets import CollectionInfo, CommitResult
 from vecraft_data_model.search_options import SearchOptions
+from vecraft_router.draft_catalog import DraftCatalog
 from vecraft_router.effects import Flow
 from vecraft_router.merging import concat_rows, in_order_of, merge_hits, merge_pages, take_hits, take_rows
 from vecraft_router.options import DEFAULT_OPTIONS, ReadOptions
@@ -92,7 +105,7 @@ class InteractiveTransaction:
         self.ended: str | None = None
         self._router = router
         self._options = options
-        self._catalog: CatalogReply | None = None
+        self._catalog: DraftCatalog | None = None
         self._buffers: dict[str, WriteBuffer] = {}
         self._reads: dict[tuple[str, str], None] = {}
 
@@ -104,7 +117,7 @@ class InteractiveTransaction:
             options = msgspec.structs.replace(self._options, deadline=deadline)
             self.snapshot = yield from self._router.choose_snapshot(options)
         if self._catalog is None:
-            self._catalog = yield from self._router.list_collections(self._at(deadline))
+            self._catalog = DraftCatalog((yield from self._router.list_collections(self._at(deadline))))
         return self.snapshot
 
     # ------------------------------------------------------------------------------------------------ writes
@@ -116,8 +129,8 @@ class InteractiveTransaction:
             PreconditionFailedError: ``put.expect`` does not hold for one of them; nothing is buffered.
         """
         buffer = yield from self._buffer(put.collection, deadline)
-        yield from self._check_expected(buffer, put.ids, put.expect, deadline)
-        buffer.put(put)
+        yield from self._check_expected(buffer, put.collection, put.ids, put.expect, deadline)
+        buffer.put(put, self._committed_as(put.collection))
 
     def delete(self, delete: Delete, *, deadline: float | None = None) -> Flow[None]:
         """Delete records by id; those that do not exist are passed over.
@@ -126,8 +139,8 @@ class InteractiveTransaction:
             PreconditionFailedError: ``delete.expect`` does not hold for one of them; nothing is buffered.
         """
         buffer = yield from self._buffer(delete.collection, deadline)
-        yield from self._check_expected(buffer, delete.ids, delete.expect, deadline)
-        buffer.delete(delete.ids)
+        yield from self._check_expected(buffer, delete.collection, delete.ids, delete.expect, deadline)
+        buffer.delete(delete.ids, self._committed_as(delete.collection))
 
     def delete_where(
         self,
@@ -153,17 +166,38 @@ class InteractiveTransaction:
             )
             doomed.extend(page.rows.ids)
             more = page.more
-        buffer.delete(doomed)
+        buffer.delete(doomed, self._committed_as(collection))
         return len(doomed)
 
+    def change_catalog(self, mutation: CatalogMutation, *, deadline: float | None = None) -> Flow[None]:
+        """Create, alter or drop a collection, set or drop an alias: seen here at once, by others from the commit on.
+
+        Raises:
+            CollectionAlreadyExistedException, CollectionNotExistedException, InvalidDataException: What stands against
+                it, as this transaction sees the catalog; nothing is changed.
+        """
+        catalog = yield from self._drafted(deadline)
+        catalog.take(mutation)
+        match mutation:
+            case CreateCollection(schema=schema):
+                self._buffers[schema.name] = WriteBuffer(schema, made_here=True)
+            case DropCollection(name=name):
+                self._buffers.pop(name, None)
+            case SetAlias(alias=alias) | DropAlias(alias=alias):
+                for buffer in self._buffers.values():
+                    buffer.forget_alias(alias)
+            case AlterCollection(name=name):
+                if name in self._buffers:
+                    self._buffers[name].schema = catalog.resolve(name)
+
     def commit(self, *, deadline: float | None = None) -> Flow[Commit]:
-        """Commit all buffered writes, or none.
+        """Commit all changes of the catalog and all buffered writes, or nothing.
 
         Raises as ``Router.commit``. If an error says that the outcome is unknown, the transaction is not over: call
         this again, and it is carried out once.
         """
         snapshot = yield from self.begin(deadline=deadline)
-        mutations: list[Mutation] = []
+        mutations: list[Mutation] = [] if self._catalog is None else list(self._catalog.steps)
         for name in sorted(self._buffers):
             mutations.extend(self._buffers[name].mutations())
         if not mutations:
@@ -175,9 +209,10 @@ class InteractiveTransaction:
                 mutations, txn_id=self.txn_id, snapshot=snapshot, reads=list(self._reads), deadline=deadline
             )
         except VecraftError as error:
-            if error.details.get("outcome") == "unknown":
+            outcome = error.details.get("outcome")
+            if outcome == "unknown":
                 self.txn_id = str(error.details["txn_id"])
-            else:
+            elif outcome is not None or not isinstance(error, TimeoutException | ShardUnavailableError):
                 self.ended = "aborted"
             raise
         self.ended = "committed"
@@ -188,8 +223,25 @@ class InteractiveTransaction:
         if self.ended is None:
             self.ended = "aborted"
             self._buffers.clear()
+            self._catalog = None
 
     # ------------------------------------------------------------------------------------------------- reads
+
+    def list_collections(self, *, deadline: float | None = None) -> Flow[CatalogReply]:
+        """Return the schemas and the aliases, own changes included."""
+        return (yield from self._drafted(deadline)).reply()
+
+    def describe(self, collection: str, *, deadline: float | None = None) -> Flow[CollectionInfo]:
+        """Return a collection's figures at the snapshot; its schema and count with own changes included.
+
+        A collection that this transaction makes is nowhere yet: it has no files, no shards and no id.
+        """
+        buffer = yield from self._buffer(collection, deadline)
+        count = (yield from self.count(collection, deadline=deadline)).count
+        if buffer.made_here:
+            return CollectionInfo(buffer.schema, "", count, 0, 0, 0, 0, None, 0, [])
+        info = yield from self._router.describe(buffer.schema.name, self._at(deadline))
+        return msgspec.structs.replace(info, schema=buffer.schema, count=count)
 
     def get(
         self,
@@ -201,7 +253,7 @@ class InteractiveTransaction:
     ) -> Flow[RowsReply]:
         """Return the records of those ids, in that order, the missing left out. Own writes have ``begin_ts`` 0."""
         buffer = yield from self._buffer(collection, deadline)
-        return (yield from self._get(buffer, ids, with_vectors, deadline))
+        return (yield from self._get(buffer, collection, ids, with_vectors, deadline))
 
     def search(
         self,
@@ -213,6 +265,8 @@ class InteractiveTransaction:
     ) -> Flow[Found]:
         """Return the nearest records to each row of ``queries`` (q, dim) float32, own writes included (exactly)."""
         buffer = yield from self._buffer(collection, deadline)
+        if buffer.made_here:
+            return Found(self._snapshot(), buffer.nearest(queries, wanted))
         more = msgspec.structs.replace(wanted, k=wanted.k + len(buffer))  # so many may be replaced or deleted here
         found = yield from self._router.search(buffer.schema.name, queries, more, self._at(deadline))
         if not len(buffer):
@@ -239,6 +293,8 @@ class InteractiveTransaction:
         buffer = yield from self._buffer(collection, deadline)
         own = [record_id for record_id in buffer.matching(where, where_document) if after is None or record_id > after]
         own_rows = buffer.rows(own, with_payloads=with_payloads, with_vectors=with_vectors)
+        if buffer.made_here:
+            return RowsReply(self._snapshot(), *merge_pages([(own_rows, None)], limit))
         while True:
             page = yield from self._router.scan_page(
                 buffer.schema.name,
@@ -267,6 +323,8 @@ class InteractiveTransaction:
     ) -> Flow[CountReply]:
         """Return the exact number of records that match, own writes included."""
         buffer = yield from self._buffer(collection, deadline)
+        if buffer.made_here:
+            return CountReply(self._snapshot(), len(buffer.matching(where, where_document)))
         options = self._at(deadline)
         reply = yield from self._router.count(
             buffer.schema.name, where=where, where_document=where_document, options=options
@@ -283,45 +341,57 @@ class InteractiveTransaction:
     def _at(self, deadline: float | None) -> ReadOptions:
         return ReadOptions(as_of=self.snapshot, deadline=deadline)
 
-    def _buffer(self, collection: str, deadline: float | None) -> Flow[WriteBuffer]:
-        """Return the buffer of a collection, by its name or an alias of it."""
+    def _snapshot(self) -> int:
+        if self.snapshot is None:
+            raise RuntimeError("a transaction with a buffer has begun")
+        return self.snapshot
+
+    def _drafted(self, deadline: float | None) -> Flow[DraftCatalog]:
+        """Return the catalog as this transaction sees it."""
         yield from self.begin(deadline=deadline)
         if self._catalog is None:
             raise RuntimeError("a transaction that has begun knows the catalog")
-        name = self._catalog.aliases.get(collection, collection)
-        buffer = self._buffers.get(name)
+        return self._catalog
+
+    def _buffer(self, collection: str, deadline: float | None) -> Flow[WriteBuffer]:
+        """Return the buffer of a collection, by its name or an alias of it."""
+        schema = (yield from self._drafted(deadline)).resolve(collection)
+        buffer = self._buffers.get(schema.name)
         if buffer is None:
-            schema = next((schema for schema in self._catalog.collections if schema.name == name), None)
-            if schema is None:
-                raise CollectionNotExistedException(
-                    f"there is no collection or alias {collection!r} at this transaction's snapshot",
-                    collection=collection,
-                )
-            buffer = self._buffers[name] = WriteBuffer(schema)
+            buffer = self._buffers[schema.name] = WriteBuffer(schema)
         return buffer
 
+    def _committed_as(self, collection: str) -> str | None:
+        """Return the alias to commit under; None for the collection's own name, where the alias is changed here."""
+        renamed = self._catalog is not None and collection in self._catalog.renamed
+        return None if renamed else collection
+
     def _get(
-        self, buffer: WriteBuffer, ids: Sequence[str], with_vectors: bool, deadline: float | None
+        self,
+        buffer: WriteBuffer,
+        collection: str,
+        ids: Sequence[str],
+        with_vectors: bool,
+        deadline: float | None,
     ) -> Flow[RowsReply]:
-        if self.snapshot is None:
-            raise RuntimeError("a transaction with a buffer has begun")
-        theirs = [record_id for record_id in ids if record_id not in buffer]
         parts = [buffer.rows([record_id for record_id in ids if record_id in buffer.puts], with_vectors=with_vectors)]
+        theirs = [] if buffer.made_here else [record_id for record_id in ids if record_id not in buffer]
         if theirs:
             if self.isolation == "serializable":
-                self._reads.update(dict.fromkeys((buffer.schema.name, record_id) for record_id in theirs))
+                name = self._committed_as(collection) or buffer.schema.name
+                self._reads.update(dict.fromkeys((name, record_id) for record_id in theirs))
             reply = yield from self._router.get(
                 buffer.schema.name, theirs, self._at(deadline), with_vectors=with_vectors
             )
             parts.append(reply.rows)
-        return RowsReply(self.snapshot, in_order_of(ids, concat_rows(parts)))
+        return RowsReply(self._snapshot(), in_order_of(ids, concat_rows(parts)))
 
     def _check_expected(
-        self, buffer: WriteBuffer, ids: Sequence[str], expect: Expectation, deadline: float | None
+        self, buffer: WriteBuffer, collection: str, ids: Sequence[str], expect: Expectation, deadline: float | None
     ) -> Flow[None]:
         if expect is None:
             return
-        current = yield from self._get(buffer, ids, False, deadline)
+        current = yield from self._get(buffer, collection, ids, False, deadline)
         begin_ts = dict(zip(current.rows.ids, current.rows.begin_ts, strict=True))
         for record_id in ids:
             holds = begin_ts.get(record_id) == expect

@@ -19,17 +19,21 @@ from vecraft_data_model.messages import DataMutation, Delete, Float32Array, Hits
 from vecraft_data_model.payload import documents_of, metadata_of, reseal_payloads
 from vecraft_data_model.schema import CollectionSchema
 from vecraft_data_model.search_options import SearchOptions
+from vecraft_data_model.validation import as_matrix
 
 
 class WriteBuffer:
     """Uncommitted writes to one collection.
 
     Args:
-        schema: The collection's, as of the transaction's snapshot.
+        schema: The collection's, as the transaction sees it.
+        made_here: Whether the transaction makes the collection: then there is nothing in it but what is here.
     """
 
-    def __init__(self, schema: CollectionSchema) -> None:
+    def __init__(self, schema: CollectionSchema, *, made_here: bool = False) -> None:
         self.schema = schema
+        self.made_here = made_here
+        self._alias_of: dict[str, str] = {}  # record id → the alias by which it was written, if it was by one
         self.puts: dict[str, tuple[Float32Array, bytes]] = {}
         self.deletes: dict[str, None] = {}  # a set that keeps its order, so that a commit is the same each time
 
@@ -43,8 +47,13 @@ class WriteBuffer:
         """Return every id that was put or deleted."""
         return [*self.puts, *self.deletes]
 
-    def put(self, put: Put) -> None:
+    def put(self, put: Put, name: str | None = None) -> None:
         """Take over a put (its ``expect`` has been dealt with).
+
+        Args:
+            put: What to write.
+            name: Which name it is to be committed under: one of the collection's aliases, or None for its own. An
+                alias must then mean what it meant at the snapshot.
 
         Raises:
             VectorDimensionMismatchException: The vectors do not have the collection's dimension.
@@ -66,23 +75,39 @@ class WriteBuffer:
         for record_id, vector, payload in zip(put.ids, put.vectors, put.payloads, strict=True):
             self.deletes.pop(record_id, None)
             self.puts[record_id] = (vector, payload)
+        self._written_as(put.ids, name)
 
-    def delete(self, ids: Sequence[str]) -> None:
-        """Take over a deletion."""
+    def delete(self, ids: Sequence[str], name: str | None = None) -> None:
+        """Take over a deletion; ``name`` as for :meth:`put`."""
         for record_id in ids:
             self.puts.pop(record_id, None)
             self.deletes[record_id] = None
+        self._written_as(ids, name)
+
+    def forget_alias(self, alias: str) -> None:
+        """Commit under the collection's own name what was written by an alias that the transaction itself changes."""
+        self._alias_of = {record_id: name for record_id, name in self._alias_of.items() if name != alias}
 
     def mutations(self) -> list[DataMutation]:
-        """Return what is to be committed."""
+        """Return what is to be committed, under the names by which it was written."""
+        own = self.schema.name
         mutations: list[DataMutation] = []
-        name = self.schema.name
-        if self.puts:
-            vectors, payloads = zip(*self.puts.values(), strict=True)
-            mutations.append(Put(name, list(self.puts), np.stack(vectors), list(payloads)))
-        if self.deletes:
-            mutations.append(Delete(name, list(self.deletes)))
+        for name in dict.fromkeys([own, *self._alias_of.values()]):
+            puts = [record_id for record_id in self.puts if self._alias_of.get(record_id, own) == name]
+            if puts:
+                vectors, payloads = zip(*(self.puts[record_id] for record_id in puts), strict=True)
+                mutations.append(Put(name, puts, np.stack(vectors), list(payloads)))
+            deletes = [record_id for record_id in self.deletes if self._alias_of.get(record_id, own) == name]
+            if deletes:
+                mutations.append(Delete(name, deletes))
         return mutations
+
+    def _written_as(self, ids: Sequence[str], name: str | None) -> None:
+        for record_id in ids:
+            if name is None or name == self.schema.name:
+                self._alias_of.pop(record_id, None)
+            else:
+                self._alias_of[record_id] = name
 
     def rows(self, ids: Sequence[str], *, with_payloads: bool = True, with_vectors: bool = True) -> Rows:
         """Return some of the records put here as reads show them; ``begin_ts`` is 0, for not committed."""
@@ -102,7 +127,13 @@ class WriteBuffer:
         return [record_id for record_id, wanted in zip(ids, keep, strict=True) if wanted]
 
     def nearest(self, queries: Float32Array, wanted: SearchOptions) -> list[Hits]:
-        """Return, per query, the nearest of the records put here that match, by exact distance."""
+        """Return, per query, the nearest of the records put here that match, by exact distance.
+
+        Raises:
+            VectorDimensionMismatchException: Queries (q, dim) of another dimension than the collection's.
+            NullOrZeroVectorException: A zero query under cosine.
+        """
+        queries = as_matrix(queries, self.schema.dim, metric=self.schema.metric, what="query")
         ids = self.matching(wanted.where, wanted.where_document)
         rows = self.rows(ids, with_payloads=wanted.with_payloads)
         if rows.vectors is None:

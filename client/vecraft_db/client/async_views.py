@@ -108,7 +108,9 @@ class _Reads:
 
 
 class AsyncTransaction(_Reads, AbstractAsyncContextManager["AsyncTransaction"]):
-    """Reads at one snapshot that also see the writes made here, and writes that are committed all at once.
+    """Reads at one snapshot that also see what is changed here, and changes that are committed all at once.
+
+    Changes are records written and deleted, and collections and aliases made, altered and dropped.
 
     Attributes:
         result: The commit's id, timestamp and count; None until it is committed.
@@ -170,6 +172,44 @@ class AsyncTransaction(_Reads, AbstractAsyncContextManager["AsyncTransaction"]):
             collection, ids, where, where_document, expect, None, self._options(timeout)
         )
         return (await self._engine.run_async(flow)).count
+
+    async def create_collection(
+        self, schema: CollectionSchema, if_not_exists: bool = False, *, timeout: float | None = None
+    ) -> CollectionSchema:
+        """Create a collection; until the commit only this transaction sees it, and can fill and search it.
+
+        Raises:
+            CollectionAlreadyExistedException: One of that name exists (with ``if_not_exists``: of another shape).
+        """
+        return await self._engine.run_async(self._operations.create_collection(schema, if_not_exists, None, timeout))
+
+    async def drop_collection(self, name: str, *, timeout: float | None = None) -> None:
+        """Drop a collection; should anybody write to it before the commit, that is a conflict."""
+        await self._engine.run_async(self._operations.drop_collection(name, None, timeout))
+
+    async def alter_collection(self, name: str, *, timeout: float | None = None, **changes: Any) -> None:
+        """Change settings of a collection: ``target_recall=``, ``ef=``."""
+        await self._engine.run_async(self._operations.alter_collection(name, changes, None, timeout))
+
+    async def set_alias(self, alias: str, name: str, *, timeout: float | None = None) -> None:
+        """Let ``alias`` name a collection; should anybody write to the one it named before the commit: a conflict."""
+        await self._engine.run_async(self._operations.set_alias(alias, name, None, timeout))
+
+    async def drop_alias(self, alias: str, *, timeout: float | None = None) -> None:
+        """Remove an alias; as for :meth:`set_alias`, writes to what it named are conflicts."""
+        await self._engine.run_async(self._operations.drop_alias(alias, None, timeout))
+
+    async def list_collections(self, *, timeout: float | None = None) -> list[CollectionSchema]:
+        """Return the schemas of all collections, by name, own changes included."""
+        return await self._engine.run_async(self._operations.list_collections(self._options(timeout)))
+
+    async def list_aliases(self, *, timeout: float | None = None) -> dict[str, str]:
+        """Return alias → collection, own changes included."""
+        return await self._engine.run_async(self._operations.list_aliases(self._options(timeout)))
+
+    async def describe_collection(self, name: str, *, timeout: float | None = None) -> CollectionInfo:
+        """Return the figures of a collection, own changes included in its schema and count."""
+        return await self._engine.run_async(self._operations.describe_collection(name, self._options(timeout)))
 
     async def commit(self) -> CommitResult:
         """Commit now; the ``async with`` block then has nothing left to do.

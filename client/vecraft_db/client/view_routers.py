@@ -6,7 +6,7 @@ inside and outside::
     TransactionRouter   reads at the transaction's snapshot with its own writes laid over; writes go to its buffer
     SnapshotRouter      reads at one timestamp, whose history it keeps from being reclaimed for as long as it is used
 
-What has no meaning in a view (a consistency level, another moment, catalog changes) its clients do not offer.
+What has no meaning in a view (a consistency level, another moment; in a snapshot, any change) its clients do not offer.
 """
 
 from __future__ import annotations
@@ -67,7 +67,8 @@ class TransactionRouter:
         count, preimages = 0, None
         for mutation in mutations:
             if not isinstance(mutation, Put | Delete):
-                raise InvalidDataException("a transaction of a client takes records only, no changes of the catalog")
+                yield from self.transaction.change_catalog(mutation, deadline=deadline)
+                continue
             if want_preimages:
                 reply = yield from self.transaction.get(mutation.collection, mutation.ids, deadline=deadline)
                 preimages = reply.rows
@@ -151,6 +152,14 @@ class TransactionRouter:
         return self.transaction.count(
             collection, where=where, where_document=where_document, deadline=options.deadline
         )
+
+    def list_collections(self, options: ReadOptions = DEFAULT_OPTIONS) -> Flow[CatalogReply]:
+        """As the router's, own changes included."""
+        return self.transaction.list_collections(deadline=options.deadline)
+
+    def describe(self, collection: str, options: ReadOptions = DEFAULT_OPTIONS) -> Flow[CollectionInfo]:
+        """As the router's, own changes included."""
+        return self.transaction.describe(collection, deadline=options.deadline)
 
 
 class SnapshotRouter:
