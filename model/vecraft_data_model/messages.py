@@ -147,9 +147,14 @@ class AbortTransaction(Message, frozen=True):
 
 
 class Resolve(Message, frozen=True):
-    """To the primary, from whoever is in doubt → ``Committed``, ``Aborted``, or ``Undecided`` if too early."""
+    """To the primary, from whoever is in doubt → ``Committed``, ``Aborted``, or ``Undecided`` if too early.
+
+    ``held``: a participant holds the transaction prepared, so that an outcome of commit would not be forgotten yet.
+    Otherwise somebody only knows the id, and one so old that its outcome may be forgotten → ``Refused``.
+    """
 
     txn_id: str
+    held: bool = True
 
 
 class Finish(Message, frozen=True):

@@ -114,13 +114,16 @@ class Committer:
         if participants is not None:
             asked = [primary_of(txn_id, participants)]
         patience = Patience(self._state, deadline)
-        open_at: dict[int, Request] = {shard: Resolve(txn_id) for shard in asked}
+        open_at: dict[int, Request] = {shard: Resolve(txn_id, held=False) for shard in asked}
         problem: VecraftError | None = None
         while True:
             replies = yield Ask(open_at, deadline)
+            committed = next((reply for reply in replies.values() if isinstance(reply, Committed)), None)
+            if committed is not None:
+                return committed
             for shard, reply in replies.items():
-                if isinstance(reply, Committed):
-                    return reply
+                if isinstance(reply, Refused) and reply.error.details.get("forgotten"):
+                    raise type(reply.error)(reply.error.message, **reply.error.details, outcome="unknown")
                 if isinstance(reply, Aborted) or (
                     # it holds a part of the transaction but does not decide about it
                     isinstance(reply, Refused) and isinstance(reply.error, InvalidDataException)

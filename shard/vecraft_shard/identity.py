@@ -25,7 +25,6 @@ def check_fresh(txn_id: str, timeline: Timeline, now_ms: int, config: ShardConfi
     if created is None:
         return
     now_ms = max(now_ms, physical_ms(timeline.clock.last))  # the wall clock may have jumped back
-    retention_ms = int(config.txn_retention_s * 1000)
     if created - now_ms > config.max_clock_skew_ms:
         raise InvalidDataException(
             f"transaction id {txn_id!r} was made {created - now_ms} ms in the future; at most "
@@ -33,9 +32,23 @@ def check_fresh(txn_id: str, timeline: Timeline, now_ms: int, config: ShardConfi
             txn_id=txn_id,
             ahead_ms=created - now_ms,
         )
-    if now_ms - created > retention_ms:
+    check_remembered(txn_id, timeline, now_ms, config)
+
+
+def check_remembered(txn_id: str, timeline: Timeline, now_ms: int, config: ShardConfig) -> None:
+    """Refuse an id that is unknown and so old that its outcome may be forgotten: nothing can be said of it.
+
+    Raises:
+        InvalidDataException: It was made too long ago; ``details["forgotten"]`` is set.
+    """
+    created = txn_created_ms(txn_id)
+    if created is None:
+        return
+    age_ms = max(now_ms, physical_ms(timeline.clock.last)) - created
+    retention_ms = int(config.txn_retention_s * 1000)
+    if age_ms > retention_ms:
         raise InvalidDataException(
-            f"transaction id {txn_id!r} was made {(now_ms - created) // 1000} s ago; outcomes are kept for "
+            f"transaction id {txn_id!r} was made {age_ms // 1000} s ago; outcomes are kept for "
             f"{retention_ms // 1000} s, so an older id cannot be told from a repetition",
             txn_id=txn_id,
             forgotten=True,

@@ -59,7 +59,7 @@ from vecraft_data_model.messages import (
 from vecraft_data_model.validation import txn_created_ms
 from vecraft_shard.admission import Admitted
 from vecraft_shard.collection import joined_rows
-from vecraft_shard.identity import check_fresh, check_same
+from vecraft_shard.identity import check_fresh, check_remembered, check_same
 from vecraft_shard.locations import Outcome
 from vecraft_shard.records import (
     DecisionRecord,
@@ -164,9 +164,9 @@ class Participant:
             case Decide():
                 self._decide(request, group, answer, now_ms)
             case AbortTransaction(txn_id=txn_id):
-                self._abort(txn_id, group, answer, now_ms)
-            case Resolve(txn_id=txn_id):
-                self._resolve(txn_id, group, answer, now_ms)
+                self._abort(txn_id, group, answer, now_ms, held=False)
+            case Resolve(txn_id=txn_id, held=held):
+                self._resolve(txn_id, group, answer, now_ms, held=held)
             case Finish():
                 self._finish(request, group, answer, now_ms)
             case Acknowledge():
@@ -307,17 +307,20 @@ class Participant:
 
     # ----------------------------------------------------------------------------------- abort, in doubt
 
-    def _abort(self, txn_id: str, group: WriteGroup, answer: Answer, now_ms: int) -> None:
+    def _abort(self, txn_id: str, group: WriteGroup, answer: Answer, now_ms: int, *, held: bool) -> None:
         decided = self._answer_by_id(txn_id)
         if decided is not None:
             answer(decided)
             return
         self._check_primary(txn_id)
         prepared = self._state.prepared.get(txn_id)
+        if prepared is None and not held:
+            # It may have been committed, and forgotten since. Of what is held somewhere, that cannot be.
+            check_remembered(txn_id, self._state.timeline, now_ms, self._state.config)
         content_hash = prepared.record.content_hash if prepared else b""
         self._log_abort(txn_id, content_hash, group, lambda: answer(Aborted(txn_id)), now_ms)
 
-    def _resolve(self, txn_id: str, group: WriteGroup, answer: Answer, now_ms: int) -> None:
+    def _resolve(self, txn_id: str, group: WriteGroup, answer: Answer, now_ms: int, *, held: bool) -> None:
         decided = self._answer_by_id(txn_id)
         if decided is not None:
             answer(decided)
@@ -328,7 +331,7 @@ class Participant:
         if since is not None and now_ms - since < self._state.config.resolve_after_ms:
             answer(Undecided([(txn_id, self._state.shard_id)]))
             return
-        self._abort(txn_id, group, answer, now_ms)
+        self._abort(txn_id, group, answer, now_ms, held=held)
 
     def _answer_by_id(self, txn_id: str) -> Response | None:
         """The outcome for somebody who may mean another content by that id: it says which it was."""

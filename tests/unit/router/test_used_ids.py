@@ -15,6 +15,7 @@ from vecraft_data_model.messages import (
     Prepare,
     Refused,
     Request,
+    Resolve,
     Response,
 )
 
@@ -67,3 +68,12 @@ def test_nothing_is_claimed_about_an_id_that_may_have_been_forgotten(shards: int
     assert isinstance(error, InvalidDataException)
     assert error.details["outcome"] == "unknown"
     assert not any(isinstance(request, AbortTransaction) for _, request in bench.asked)
+
+
+def test_nor_is_it_when_somebody_asks_what_became_of_it() -> None:
+    """One shard may remember an abort while another, which may have committed it, has forgotten."""
+    bench = Stubborn({Resolve: Refused(InvalidDataException("too old", forgotten=True))})
+    with pytest.raises(InvalidDataException) as caught:
+        bench.run(bench.router.resolve("chosen"))
+    assert caught.value.details["outcome"] == "unknown"
+    assert all(not request.held for _, request in bench.asked if isinstance(request, Resolve))

@@ -11,6 +11,7 @@ from shard_workbench import Bench, create, put
 from vecraft_data_model.errors import InvalidDataException
 from vecraft_data_model.messages import (
     Aborted,
+    AbortTransaction,
     CommitOne,
     Committed,
     Decide,
@@ -113,3 +114,25 @@ def test_an_id_that_was_never_heard_of_is_aborted_for_good(bench: Bench) -> None
     txn_id = id_made(bench, -2_000)
     assert bench.ask(Resolve(txn_id)) == Aborted(txn_id)
     assert bench.ask(CommitOne(Transaction(txn_id, ONE, [put("a")]))) == Aborted(txn_id)
+
+
+def test_an_id_that_may_have_been_forgotten_is_not_aborted_for_whoever_only_knows_the_id(bench: Bench) -> None:
+    """It may have been committed: a client that asked hours later was told "aborted"."""
+    txn = Transaction(id_made(bench, 0), ONE, [put("a")])
+    assert isinstance(bench.ask(CommitOne(txn)), Committed)
+    for _ in range(3):
+        bench.pass_time(6_000)
+        bench.shard.checkpoint(bench.now_ms)
+    for question in (Resolve(txn.txn_id, held=False), AbortTransaction(txn.txn_id)):
+        answer = bench.ask(question)
+        assert isinstance(answer, Refused)
+        assert answer.error.details["forgotten"]
+
+
+def test_an_old_id_that_a_participant_still_holds_is_aborted(bench: Bench) -> None:
+    """A commit would not be forgotten before that participant has heard of it; and it waits with its locks."""
+    txn_id = id_made(bench, -20_000)
+    assert bench.ask(Resolve(txn_id)) == Aborted(txn_id)
+    ts = prepare(bench, "t", ONE, primary=0)
+    bench.pass_time(20_000)
+    assert ts and bench.ask(AbortTransaction("t")) == Aborted("t")
