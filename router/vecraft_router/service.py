@@ -56,8 +56,8 @@ class Service:
     ) -> Flow[Commit]:
         """See ``Router.delete_where``.
 
-        Under an id that the caller chose, the transaction is known by its filters and all shards take part: which
-        records match may differ when it is repeated, and so would the shards that hold them.
+        The transaction is known by its filters, and all shards take part: which records match may differ when it is
+        repeated, and with the shards that hold them its primary would.
         """
         state = self._state
         deadline = state.deadline() if options.deadline is None else options.deadline
@@ -88,7 +88,7 @@ class Service:
                         snapshot=snapshot,
                         deadline=deadline,
                         content=content,
-                        everywhere=txn_id is not None,
+                        everywhere=txn_id is not None or bool(doomed),
                     )
                 )
             except WriteConflictException:

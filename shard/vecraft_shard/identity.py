@@ -8,10 +8,14 @@ outcome is kept, and no longer.
 
 from __future__ import annotations
 
-from vecraft_data_model.errors import InvalidDataException
+from collections.abc import Sequence
+
+from vecraft_data_model.errors import InvalidDataException, WriteConflictException
 from vecraft_data_model.hlc import physical_ms
+from vecraft_data_model.messages import Delete, Put, Transaction
 from vecraft_data_model.validation import txn_created_ms
 from vecraft_shard.config import ShardConfig
+from vecraft_shard.records import Resolved, ResolvedDelete, ResolvedPut
 from vecraft_shard.timeline import Timeline
 
 
@@ -65,4 +69,20 @@ def check_same(txn_id: str, known: bytes, given: bytes) -> None:
         raise InvalidDataException(
             f"transaction id {txn_id!r} was used before with other content; an id names one transaction for ever",
             txn_id=txn_id,
+        )
+
+
+def check_same_part(txn: Transaction, held: Sequence[Resolved]) -> None:
+    """Refuse a repetition that names other records than what is held under its id.
+
+    A deletion by filter is known by its filter. Repeated before it was decided, it has looked again, at a later
+    snapshot: a shard that holds what was found at the earlier one must not vote for it.
+
+    Raises:
+        WriteConflictException: The records differ.
+    """
+    given = [mutation.ids for mutation in txn.mutations if isinstance(mutation, Put | Delete)]
+    if given != [mutation.ids for mutation in held if isinstance(mutation, ResolvedPut | ResolvedDelete)]:
+        raise WriteConflictException(
+            f"transaction {txn.txn_id!r} is under way with what matched at an earlier snapshot", txn_id=txn.txn_id
         )

@@ -59,7 +59,7 @@ from vecraft_data_model.messages import (
 from vecraft_data_model.validation import txn_created_ms
 from vecraft_shard.admission import Admitted
 from vecraft_shard.collection import joined_rows
-from vecraft_shard.identity import check_fresh, check_remembered, check_same
+from vecraft_shard.identity import check_fresh, check_remembered, check_same, check_same_part
 from vecraft_shard.locations import Outcome
 from vecraft_shard.records import (
     DecisionRecord,
@@ -213,6 +213,7 @@ class Participant:
         prepared = state.prepared.get(txn.txn_id)
         if prepared is not None:
             check_same(txn.txn_id, prepared.record.content_hash, txn.content_hash)
+            check_same_part(txn, prepared.record.mutations)
             state.keep_holding(txn.txn_id, now_ms)
             answer(Prepared(prepared.record.ts, prepared.count, prepared.preimages))
             return

@@ -36,7 +36,7 @@ from vecraft_data_model.messages import (
     StatusReply,
     Transaction,
 )  # fmt: skip
-from vecraft_data_model.placement import initial_map
+from vecraft_data_model.placement import initial_map, primary_of
 from vecraft_data_model.search_options import INCLUDABLE, SearchOptions
 from vecraft_router import Bounded, ReadOptions
 
@@ -426,6 +426,15 @@ def test_delete_where_under_a_chosen_id_happens_once(bench: Workbench) -> None:
     assert again.result == first.result and bench.values(IDS[1]) == [2]
     with pytest.raises(InvalidDataException, match="other content"):
         bench.run(bench.router.delete_where("things", where=parse_where({"value": 1}), txn_id="mine"))
+
+
+def test_delete_where_has_the_same_primary_when_it_is_repeated(bench: Workbench) -> None:
+    """Its id comes with the error that says "unknown"; what matches then may lie on other shards."""
+    bench.run(bench.router.commit([bench.put(IDS[0], value=7)]))
+    bench.asked.clear()
+    commit = bench.run(bench.router.delete_where("things", where=parse_where({"value": 7})))
+    (first,) = {(r.primary, tuple(r.participants)) for _, r in bench.asked if isinstance(r, Prepare)}
+    assert first == (primary_of(commit.result.txn_id, [0, 1, 2]), (0, 1, 2))
 
 
 def test_delete_where_looks_again_after_a_conflict(bench: Workbench) -> None:

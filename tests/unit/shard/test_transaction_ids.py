@@ -8,13 +8,14 @@ from pathlib import Path
 import pytest
 from shard_workbench import Bench, create, put
 
-from vecraft_data_model.errors import InvalidDataException
+from vecraft_data_model.errors import InvalidDataException, WriteConflictException
 from vecraft_data_model.messages import (
     Aborted,
     AbortTransaction,
     CommitOne,
     Committed,
     Decide,
+    Delete,
     Finish,
     Finished,
     Prepare,
@@ -37,6 +38,18 @@ def bench(tmp_path: Path) -> Bench:
 
 def id_made(bench: Bench, ahead_ms: int) -> str:
     return new_txn_id(bench.now_ms + ahead_ms, random.Random(1))
+
+
+def test_a_repetition_that_names_other_records_is_not_voted_for(bench: Bench) -> None:
+    """Of a deletion by filter one half was that of an earlier snapshot."""
+    bench.commit(put("a"), put("b"))
+    earlier = Transaction("t", ONE, [Delete("c", ["a"])], bench.shard.clock_last)
+    assert isinstance(bench.ask(Prepare(earlier, 1, [0, 1])), Prepared)
+    later = Transaction("t", ONE, [Delete("c", ["a", "b"])], bench.shard.clock_last)
+    answer = bench.ask(Prepare(later, 1, [0, 1]))
+    assert isinstance(answer, Refused)
+    assert isinstance(answer.error, WriteConflictException)
+    assert isinstance(bench.ask(Prepare(earlier, 1, [0, 1])), Prepared)
 
 
 def prepare(bench: Bench, txn_id: str, content: bytes, primary: int) -> int:
