@@ -1,4 +1,4 @@
-"""A disk that forgets what was not synced, tears writes at sectors, and stops the process at any step.
+"""A disk that forgets what was not synced, tears writes at sectors, fills up, and stops the process at any step.
 
 Names follow ``OsDisk``: a file's name is durable once the file was made or renamed, a removal once its directory was
 synced. ``shard.sqlite`` alone lies on a real file system: SQLite's commits are taken as atomic and durable.
@@ -6,6 +6,7 @@ synced. ``shard.sqlite`` alone lies on a real file system: SQLite's commits are 
 
 from __future__ import annotations
 
+import errno
 import random
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -70,6 +71,7 @@ class SimulatedFile:
         block = bytes(data)
         try:
             self._disk.step("write", self.name)
+            self._disk.take_room(self, offset + len(block))
         except (Crash, StorageFailureException):
             part = block[: self._disk.rng.randint(0, len(block))]
             self.live.write(offset, part)
@@ -95,6 +97,12 @@ class SimulatedFile:
         self._disk.step("truncate", self.name)
         self.live.resize(size)
         self.pending.append(size)
+
+    def allocate(self, start: int, stop: int) -> None:
+        self._disk.step("allocate", self.name)
+        if stop > self.live.length:
+            self.live.resize(stop)
+            self.pending.append(stop)
 
     def size(self) -> int:
         return self.live.length
@@ -144,7 +152,21 @@ class SimulatedDisk:
         self.rng = rng
         self.step = on_step
         self.files: dict[str, SimulatedFile] = {}
+        self.capacity: int | None = None
         self._removed: dict[str, SimulatedFile] = {}
+
+    @property
+    def used(self) -> int:
+        """Bytes that were written to; holes take no room."""
+        return sum(file.live.written for file in self.files.values())
+
+    def take_room(self, file: SimulatedFile, end: int) -> None:
+        """Refuse a write up to ``end`` for which there is no room; what lies in written blocks always has it."""
+        more = end - file.live.written
+        if self.capacity is not None and more > 0 and self.used + more > self.capacity:
+            raise StorageFailureException(
+                f"cannot write {file.name}: No space left on device", path=file.name, errno=errno.ENOSPC
+            )
 
     def open(self, name: str) -> SimulatedFile:
         file = self.files.get(name)
@@ -177,6 +199,26 @@ class SimulatedDisk:
 
     def path(self, name: str) -> Path | None:
         return self._folder / name if name == "shard.sqlite" else None
+
+    def flip(self) -> str:
+        """Flip one bit of one file, as is found at the next start. Returns what was done."""
+        real = [path for path in self._folder.iterdir() if path.stat().st_size]
+        sizes = {name: file.live.length for name, file in self.files.items() if file.live.length}
+        name = self.rng.choice([*sorted(sizes), *sorted(path.name for path in real)])
+        if name in sizes:
+            # A file is mostly a hole: what was written counts more.
+            file = self.files[name]
+            offset = self.rng.randrange(self.rng.choice((file.live.length, file.live.written or 1)))
+            value = bytes([file.live.buffer[offset] ^ 1 << self.rng.randrange(8)])
+            file.live.write(offset, value)
+            file.durable.write(offset, value)
+        else:
+            path = self._folder / name
+            data = bytearray(path.read_bytes())
+            offset = self.rng.randrange(len(data))
+            data[offset] ^= 1 << self.rng.randrange(8)
+            path.write_bytes(data)
+        return f"a bit of {name} at {offset}"
 
     def lose_power(self) -> None:
         """Forget what was not synced."""

@@ -39,6 +39,8 @@ class Operation:
     appended: Sequence[str] = ()
     wrote: Sequence[tuple[str, str]] = ()
     """``(collection, record id)`` of the records that it was to write."""
+    matched: tuple[str, int] | None = None
+    """``(collection, group)``: it was to delete what matches."""
 
 
 @dataclass(slots=True)
@@ -58,7 +60,11 @@ class Read:
 
 @dataclass(slots=True)
 class Attempt:
-    """A transaction as it was sent: id and content. ``parts``: by shard."""
+    """A transaction as it was sent: id and content.
+
+    ``parts``: by shard, as it was last handed to the shard before that held or decided it. A deletion by filter may be
+    sent again under its id with other records.
+    """
 
     txn_id: str
     content_hash: bytes
@@ -76,13 +82,21 @@ class History:
     decided: dict[tuple[str, bytes], dict[int, int]] = field(default_factory=dict)
     """Transaction → shard → commit timestamp (0: aborted), as the shards' logs have it."""
     problems: list[str] = field(default_factory=list)
+    check: str = "on the way"
+    """Who is looking now; named in front of every problem."""
     fresh: Sequence[tuple[str, str]] = ()
     """What was written by the last transaction that was acknowledged to anybody."""
+    refused: list[Read] = field(default_factory=list)
+    """Reads that were told that there is no such collection. ``snapshot`` 0: at a moment of the router's choice."""
+    shared_ids: list[str] = field(default_factory=list)
+    """Transaction ids that clients use for more than one content."""
+    missed: list[bool] = field(default_factory=list)
+    """For each search on a graph: whether the nearest record was missed, which may happen now and then."""
 
     def problem(self, text: str) -> None:
         """Something is wrong."""
         if len(self.problems) < 100:
-            self.problems.append(text)
+            self.problems.append(f"[{self.check}] {text}")
 
     def sent(self, operation: Operation, shard: int, request: Request) -> None:
         """A router sends a request on behalf of an operation."""
@@ -93,6 +107,10 @@ class History:
             if attempt is None:
                 attempt = self.attempts[key] = Attempt(txn.txn_id, txn.content_hash, operation)
             attempt.parts.setdefault(shard, txn)
+
+    def handed(self, shard: int, txn: Transaction) -> None:
+        """A shard that neither holds nor has decided a transaction is about to look at it."""
+        self.attempts[txn.txn_id, txn.content_hash].parts[shard] = txn
 
     def decision(self, shard: int, txn_id: str, outcome: Outcome) -> None:
         """A shard's log holds an outcome."""

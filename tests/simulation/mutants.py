@@ -11,13 +11,13 @@ import os
 import sys
 import time
 
-from tests.simulation import mutations_storage
+from tests.simulation import mutations_features, mutations_storage
 from tests.simulation.__main__ import HASH_SEED
 from tests.simulation.mutations import MUTANTS, Mutant
 from tests.simulation.run import simulate
 
-IMPORTED = mutations_storage.__name__
-"""Importing it enters its mutants into the list."""
+IMPORTED = (mutations_storage.__name__, mutations_features.__name__)
+"""Importing them enters their mutants into the list."""
 
 
 def hunt(mutant: Mutant, seeds: int, first: int = 0) -> tuple[int, str] | None:

@@ -32,12 +32,14 @@ from vecraft_data_model.messages import (
 from vecraft_router.attempt import Attempt, Failed
 from vecraft_router.effects import Flow, Sleep, Spawn
 from vecraft_router.state import RouterState
-from vecraft_shard.admission import Admission, Locks
+from vecraft_shard.admission import Admission
 from vecraft_shard.engine import Shard
-from vecraft_shard.participant import Participant, WriteGroup
+from vecraft_shard.locks import Locks
+from vecraft_shard.participant import Participant
 from vecraft_shard.state import ShardState
 from vecraft_shard.timeline import Timeline
 from vecraft_shard.versions import VersionTable
+from vecraft_shard.write_group import WriteGroup
 
 Patch = tuple[Any, str, Any]
 """Where, which name, what instead."""
@@ -233,11 +235,11 @@ def unilateral_abort() -> list[Patch]:
 def no_tombstone() -> list[Patch]:
     original = Participant._abort
 
-    def abort(self: Participant, txn_id: str, group: Any, answer: Any, now_ms: int) -> None:
+    def abort(self: Participant, txn_id: str, *arguments: Any, **options: Any) -> None:
         if self._state.outcome_of(txn_id) is None and txn_id not in self._state.prepared:
-            answer(Aborted(txn_id))
+            arguments[1](Aborted(txn_id))
         else:
-            original(self, txn_id, group, answer, now_ms)
+            original(self, txn_id, *arguments, **options)
 
     return [(Participant, "_abort", abort)]
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 import traceback
 from collections.abc import Callable
-from functools import partial
+from functools import lru_cache, partial
 from typing import Any
 
 from tests.simulation.history import Operation
@@ -16,6 +16,7 @@ from vecraft_data_model.messages import Batch, BatchReply, Refused, Request, Res
 from vecraft_data_model.placement import initial_map
 from vecraft_router import Ask, Effect, Flow, RefreshMap, Router, RouterConfig, Sleep, Spawn, Tell
 
+cluster_map = lru_cache(initial_map)
 Done = Callable[[Any, VecraftError | None], None]
 NO_ANSWER_S = 0.3
 """After so long without an answer, the transport takes a shard for dead."""
@@ -44,7 +45,7 @@ class SimulatedRouter:
             background_s=swarm.router_timeout,
         )
         rng = random.Random(self.world.rng.getrandbits(64))
-        self.router = Router(initial_map(swarm.shards), self.clock, rng, config)
+        self.router = Router(cluster_map(swarm.shards), self.clock, rng, config)
 
     def crash(self) -> None:
         """Die now, and come back after a while."""

@@ -9,6 +9,10 @@ from __future__ import annotations
 import random
 from dataclasses import dataclass
 
+KINDS = ("append", "transfer", "blind", "get", "scan", "search", "alias", "interactive", "past", "skew", "fresh")
+SPECIAL = ("claim", "near", "catalog", "pin", "delete_where", "reuse")
+"""What clients do in some configurations only."""
+
 
 @dataclass(frozen=True, slots=True)
 class Swarm:
@@ -26,25 +30,36 @@ class Swarm:
     at_once: float
     """Share of commits that are read back at once, by a strong read through any router."""
     weights: dict[str, float]
+    texts: bool
+    """Whether records have documents, and conditions may be on those."""
     chosen_ids: float
     """Share of transactions whose id the client chooses."""
     foreign_ids: bool
     """Whether chosen ids may hold no creation time, or one of a clock that is far off."""
     loss: float
     duplicates: float
+    late: float
+    """Share of duplicates that come much later than the first copy."""
     slow: float
     """Share of messages that take about a second."""
     latency: float
+    slow_links: float
+    """Share of connections, one way between two nodes, that are ten times as slow as the others."""
     silent: bool
     """Whether nobody says that a stopped shard is stopped."""
     partitions: float
-    """Mean time between faults of this kind; 0: never. The same for the next four."""
+    """Mean time between faults of this kind; 0: never. The same for the next five."""
     crashes: float
     router_crashes: float
     clock_jumps: float
     disk_errors: float
+    full_disks: float
     power: float
     """Share of crashes that lose what was not synced."""
+    flips: bool
+    """Whether a bit of a file is found flipped after a crash."""
+    wild_clocks: bool
+    """Whether jumps may lead beyond the skew that is accepted."""
     skew_ms: int
     sync_time: float
     park: float
@@ -55,29 +70,19 @@ class Swarm:
     retention: float
     history: float
     compact_rows: int
+    index_rows: int
+    """A collection of so many rows gets a graph."""
 
     @classmethod
     def draw(cls, rng: random.Random) -> Swarm:
         """Draw a configuration."""
         pick = rng.choice
-        kinds = (
-            "append",
-            "transfer",
-            "blind",
-            "get",
-            "scan",
-            "search",
-            "alias",
-            "interactive",
-            "past",
-            "skew",
-            "fresh",
-        )
-        weights = {kind: pick((0.0, 1.0, 1.0, 3.0)) for kind in kinds}
+        weights = {kind: pick((0.0, 1.0, 1.0, 3.0)) for kind in KINDS}
         weights["get"] += 0.5
         weights["append"] += 0.5
         weights["alias"] *= pick((0.15, 0.5))
-        weights["reuse"] = pick((0.0, 0.0, 0.0, 0.5))
+        weights |= {kind: pick((0.0, 0.0, 0.0, 1.0)) for kind in SPECIAL}
+        weights["catalog"] *= 0.5
         calm = rng.random() < 0.15
         return cls(
             shards=pick((1, 2, 2, 3, 3, 4)),
@@ -90,26 +95,33 @@ class Swarm:
             isolation=pick(("snapshot", "snapshot", "serializable")),
             at_once=pick((0.0, 0.2, 0.6)),
             weights=weights,
+            texts=rng.random() < 0.25,
             chosen_ids=pick((0.0, 0.5, 1.0)),
             foreign_ids=rng.random() < 0.2,
             loss=0.0 if calm else pick((0.0, 0.01, 0.05, 0.15)),
             duplicates=0.0 if calm else pick((0.0, 0.05, 0.2)),
+            late=pick((0.0, 0.1, 0.5)),
             slow=0.0 if calm else pick((0.0, 0.01, 0.05)),
             latency=pick((0.0002, 0.001, 0.005)),
+            slow_links=pick((0.0, 0.0, 0.0, 0.1, 0.3)),
             silent=rng.random() < 0.5,
             partitions=0.0 if calm else pick((0.0, 0.0, 0.5, 1.0)),
             crashes=0.0 if calm else pick((0.0, 0.15, 0.4, 0.8)),
             router_crashes=0.0 if calm else pick((0.0, 0.3, 0.8)),
             clock_jumps=0.0 if calm else pick((0.0, 0.0, 0.3)),
-            disk_errors=0.0 if calm else pick((0.0, 0.0, 0.0, 0.2, 1.0)),
+            disk_errors=0.0 if calm else pick((0.0, 0.0, 0.0, 0.3, 1.0)),
+            full_disks=0.0 if calm else pick((0.0, 0.0, 0.0, 0.0, 0.0, 0.5)),
             power=pick((0.0, 0.5, 1.0)),
+            flips=not calm and rng.random() < 0.06,
+            wild_clocks=rng.random() < 0.1,
             skew_ms=pick((0, 5, 50, 220, 220)),
             sync_time=pick((0.0001, 0.002, 0.01)),
             park=pick((0.0, 0.3, 0.8)),
             router_timeout=pick((0.5, 1.5, 3.0)),
             resolve_after_ms=pick((100, 300, 1000)),
             checkpoint_interval=pick((0.1, 0.5, 60.0)),
-            retention=pick((4.0, 3600.0, 3600.0)),
+            retention=pick((1.2, 4.0, 3600.0, 3600.0)),
             history=pick((0.3, 2.0, 600.0, 600.0)),
             compact_rows=pick((4, 16, 1000)),
+            index_rows=pick((1, 8, 1000, 1000)),
         )
