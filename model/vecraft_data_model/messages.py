@@ -406,13 +406,16 @@ class BarrierReply(Message, frozen=True):
 
 
 class StatusReply(Message, frozen=True):
-    """``figures``: metric name (without prefix) → value; ``collections``: name → rows alive."""
+    """``figures``: metric name (without prefix) → value; ``collections``: name → rows alive; ``recalls``: name → recall
+    at 10 at the depth in force, and its 95% confidence interval.
+    """
 
     shard: int
     epoch: int
     lsn: int
     figures: dict[str, float]
     collections: dict[str, int]
+    recalls: dict[str, tuple[float, float, float]] = {}
 
 
 Response = (

@@ -56,7 +56,7 @@ class Background:
                 self._checkpointer.run(now_ms)
             more = self._index(deadline)
             more = self._compact(now_ms, deadline) or more
-            return self._tune(deadline) or more
+            return self._tune(now_ms, deadline) or more
 
     def checkpoint(
         self, now_ms: int, *, compact_first: bool = False, index_first: bool = False, final: bool = False
@@ -125,13 +125,13 @@ class Background:
         self._compaction = None
         self._checkpointer.run(now_ms)
 
-    def _tune(self, deadline: float) -> bool:
+    def _tune(self, now_ms: int, deadline: float) -> bool:
         if self._tuning is None:
-            worthy = next((c for c in list(self._state.collections.values()) if worth_tuning(c)), None)
+            worthy = next((c for c in list(self._state.collections.values()) if worth_tuning(c, now_ms)), None)
             if worthy is None:
                 return False
-            self._tuning = tune(self._state, worthy)
+            self._tuning = tune(self._state, worthy, now_ms)
         while self._tuning is not None and self._stopwatch() < deadline:
             if next(self._tuning, _FINISHED) is _FINISHED:
                 self._tuning = None
-        return self._tuning is not None
+        return True  # also when it has just ended: another collection may be worth it

@@ -181,9 +181,9 @@ class Checkpointer:
                 name,
                 rows,
                 checksum,
-                collection.tuned_ef,
-                collection.measured_recall,
-                collection.tuned_rows,
+                collection.depth.tuned,
+                collection.depth.recall,
+                collection.depth.rows,
             )
         )
         if part.first_row == 0:

@@ -34,6 +34,7 @@ from vecraft_shard.indexes.metadata import MetadataIndex
 from vecraft_shard.indexes.rowset import RowSet
 from vecraft_shard.integrity import Integrity
 from vecraft_shard.locations import Locations, StoredCollection, StoredRows
+from vecraft_shard.search_depth import SearchDepth
 from vecraft_shard.store import PayloadLog, VectorColumn
 from vecraft_shard.versions import NO_ROW, VersionTable
 
@@ -46,10 +47,7 @@ class Collection:
     Attributes:
         indexed: Rows below are in the HNSW graph.
         hnsw_saved: File name, rows and checksum of the last saved graph.
-        ef: Search depth override of this process (``SetEf``), or None.
-        altered_ef: The durable one (``AlterCollection``), or None.
-        tuned_ef, measured_recall, tuned_rows: The depth that was measured to be enough, its recall@10, and at how many
-            rows.
+        depth: How deep it is searched, and what recall was measured.
         checkpointed: Rows below are in the last checkpoint.
         uncompactable: A compaction met a damaged record: not tried again before the next start, unless asked for.
     """
@@ -78,11 +76,7 @@ class Collection:
         self.indexed = 0
         self.checkpointed = 0
         self.uncompactable = False
-        self.ef: int | None = None
-        self.altered_ef: int | None = None
-        self.tuned_ef: int | None = None
-        self.measured_recall: float | None = None
-        self.tuned_rows = 0
+        self.depth = SearchDepth()
         self.changed = True
         self._norms: Float32Array = np.empty(0, np.float32)
         self._slice_rows = _FIRST_SLICE_ROWS
@@ -120,8 +114,9 @@ class Collection:
             collection.metadata.load(segment)
         collection.documents.restore(stored.rows)
         collection.checkpointed = stored.rows
-        collection.tuned_ef, collection.measured_recall = stored.ef, stored.measured_recall
-        collection.tuned_rows = stored.tuned_rows
+        collection.depth = SearchDepth(
+            tuned=stored.ef, recall=stored.measured_recall, rows=stored.tuned_rows, changes=collection.versions.changes
+        )
         collection.changed = False
         for first, last in collection.integrity.check_vectors(locations.load_spans(stored.ordinal)):
             collection._set_norms(first, np.ascontiguousarray(collection.column.view(first, last), np.float32))

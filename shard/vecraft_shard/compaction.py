@@ -113,8 +113,8 @@ def _fill(
         for first in range(0, len(late), _COPY_ROWS):
             _copy(collection, target, late[first : first + _COPY_ROWS])
         target.versions.refresh_ends(collection.versions.end[np.concatenate([kept, late])])
-        target.ef, target.altered_ef, target.tuned_ef = collection.ef, collection.altered_ef, collection.tuned_ef
-        target.measured_recall, target.tuned_rows = collection.measured_recall, collection.tuned_rows
+        target.depth = collection.depth
+        target.depth.changes += target.versions.changes - collection.versions.changes  # it counts from anew
         state.collections[collection.collection_id] = target
         state.retired.append(collection)
 

@@ -252,7 +252,7 @@ class Shard:
                 state.timeline.release(request.pin_id)
             case SetEf():
                 collection = state.collections[state.catalog.resolve(request.collection).collection_id]
-                collection.ef = None if request.ef is None else check_ef(request.ef)
+                collection.depth.set_override(None if request.ef is None else check_ef(request.ef))
             case Checkpoint():
                 self.checkpoint(now_ms, compact_first=request.compact, index_first=request.index)
             case Status():

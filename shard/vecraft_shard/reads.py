@@ -150,6 +150,7 @@ class Reader:
         threads = self._state.config.search_threads if len(request.queries) >= _QUERIES_WORTH_THREADS else 1
         if collection.integrity.vectors:
             collection.integrity.refuse_vectors(snapshot)
+        collection.depth.sample.offer(request.queries)
         found = run_search(view, request, threads, self._costs)
         if collection.integrity.payloads and options.where_document is not None:
             collection.integrity.refuse_texts(snapshot)
@@ -176,7 +177,7 @@ class Reader:
 
     def ef_of(self, collection: Collection) -> int:
         """The search depth in force: override, else altered, else measured, else the default."""
-        return collection.ef or collection.altered_ef or collection.tuned_ef or self._state.config.ef_runtime
+        return collection.depth.in_force(self._state.config.ef_runtime)
 
     def _describe(self, collection: Collection, schema: CollectionSchema, snapshot: int) -> DescribeReply:
         return DescribeReply(
@@ -188,7 +189,7 @@ class Reader:
             collection.indexed,
             collection.dead_rows,
             self.ef_of(collection),
-            collection.measured_recall,
+            collection.depth.recall,
             collection.disk_bytes,
         )
 

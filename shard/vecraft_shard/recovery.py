@@ -93,7 +93,7 @@ def recover(
             for stored in locations.load_collections()
         }
         for collection_id, collection in collections.items():
-            collection.altered_ef = latest[collection_id].ef
+            collection.depth.altered = latest[collection_id].ef
         state = ShardState(
             shard_id, epoch, config, disk, latch, locations, wal, timeline, catalog, collections, stopwatch
         )

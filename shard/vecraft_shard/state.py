@@ -124,7 +124,8 @@ class ShardState:
     def _take_up(self, entry: CollectionEntry) -> None:
         existing = self.collections.get(entry.collection_id)
         if existing is not None:
-            existing.schema, existing.altered_ef = entry.schema, entry.ef
+            existing.schema = entry.schema
+            existing.depth.alter(entry.ef)
             return
         self.collections[entry.collection_id] = Collection.create(
             entry.collection_id, self.next_ordinal, entry.schema, self.disk, self.locations.connection

@@ -37,4 +37,9 @@ def status_of(state: ShardState, now_ms: int, checkpoints: int, *, failed: bool)
             "failed": int(failed),
         },
         {names[c.collection_id]: c.versions.alive for c in collections if c.collection_id in names},
+        {
+            names[c.collection_id]: (c.depth.recall, *c.depth.recall_interval)
+            for c in collections
+            if c.collection_id in names and c.depth.recall is not None and c.depth.recall_interval is not None
+        },
     )

@@ -3,6 +3,7 @@
 Names (API.md §7): ``vecraft_{search,insert,get,delete}_total`` and ``vecraft_{…}_latency`` (a histogram in seconds,
 with only requests that succeeded), ``vecraft_collection_size{collection}``; every figure a shard reports becomes
 ``vecraft_<figure>{shard}``, a counter if its name ends in ``_total`` and a gauge otherwise;
+``vecraft_recall_estimate{collection}``, with ``_low`` and ``_high``, is the recall at 10 that the shards measured;
 ``vecraft_shard_up{shard}`` is 0 for a shard that did not answer this scrape, whose other figures are then left out
 rather than repeated from memory.
 
@@ -93,6 +94,7 @@ class _Shards(Collector):
         size = GaugeMetricFamily("vecraft_collection_size", "records alive", labels=["collection"])
         figures: dict[str, Metric] = {}
         sizes: dict[str, int] = {}
+        recalls: dict[str, list[tuple[int, tuple[float, float, float]]]] = {}
         for shard, reply in sorted(self._replies.items()):
             label = [str(shard)]
             if not isinstance(reply, StatusReply):
@@ -105,9 +107,25 @@ class _Shards(Collector):
                 _family(figures, name).add_metric(label, value)
             for collection, count in reply.collections.items():
                 sizes[collection] = sizes.get(collection, 0) + count
+            for collection, estimate in reply.recalls.items():
+                recalls.setdefault(collection, []).append((reply.collections[collection], estimate))
         for collection, count in sorted(sizes.items()):
             size.add_metric([collection], count)
-        return [up, epoch, lsn, size, *figures.values()]
+        return [up, epoch, lsn, size, *_recall_families(recalls), *figures.values()]
+
+
+def _recall_families(recalls: Mapping[str, list[tuple[int, tuple[float, float, float]]]]) -> list[Metric]:
+    """Each collection's recall over its shards, weighted by their rows, and likewise the bounds: rather too wide."""
+    families = [
+        GaugeMetricFamily("vecraft_recall_estimate", "recall at 10, measured by the shards", labels=["collection"]),
+        GaugeMetricFamily("vecraft_recall_estimate_low", "lower end of its 95% interval", labels=["collection"]),
+        GaugeMetricFamily("vecraft_recall_estimate_high", "upper end of its 95% interval", labels=["collection"]),
+    ]
+    for collection, parts in sorted(recalls.items()):
+        rows = sum(count for count, _ in parts) or 1
+        for i, family in enumerate(families):
+            family.add_metric([collection], sum(count * estimate[i] for count, estimate in parts) / rows)
+    return list(families)
 
 
 def _family(families: dict[str, Metric], name: str) -> GaugeMetricFamily | CounterMetricFamily:

@@ -83,6 +83,22 @@ async def test_metrics_of_every_shard(gateway: httpx.AsyncClient, runner: Runner
     assert size.labels == {"collection": "c"} and size.value == 11
 
 
+async def test_the_recall_of_a_collection_is_that_of_its_shards_by_their_rows(
+    gateway: httpx.AsyncClient, runner: Runner
+) -> None:
+    runner.replies = {
+        0: StatusReply(0, 1, 5, {}, {"c": 300, "small": 7}, {"c": (0.96, 0.94, 0.98)}),
+        1: StatusReply(1, 1, 5, {}, {"c": 100, "small": 7}, {"c": (1.0, 0.98, 1.0)}),
+    }
+    families = {f.name: f for f in text_string_to_metric_families((await gateway.get("/metrics")).text)}
+    told = {}
+    for name in ("vecraft_recall_estimate", "vecraft_recall_estimate_low", "vecraft_recall_estimate_high"):
+        (sample,) = families[name].samples
+        assert sample.labels == {"collection": "c"}, "nothing is told of what was not measured"
+        told[name.removeprefix("vecraft_recall_")] = sample.value
+    assert told == pytest.approx({"estimate": 0.97, "estimate_low": 0.95, "estimate_high": 0.985})
+
+
 async def test_every_family_is_told_once_by_real_shards(gateway: httpx.AsyncClient) -> None:
     text = (await gateway.get("/metrics")).text
     names = [line.split()[2] for line in text.splitlines() if line.startswith("# TYPE")]
