@@ -4,7 +4,8 @@
 runner sends to a router actor. Calls of many threads share one actor call. Clocks travel with them both ways, so a
 client reads its own writes whichever router actor answers.
 
-Nothing is retried here beyond what the router actor does itself: a call that is lost may have been carried out.
+A commit that is lost with its router actor is sent again, under the same transaction id, which is chosen here. Nothing
+else is retried here beyond what the router actor does itself.
 """
 
 from __future__ import annotations
@@ -20,9 +21,16 @@ from ray import exceptions as ray_errors
 
 from vecraft_cluster.lanes import Gate, Lane, Launcher, Ticket
 from vecraft_cluster.ports import Directory, Handle, call, encode, router_name, translate, unwrap
-from vecraft_data_model.errors import VecraftError
+from vecraft_data_model.errors import (
+    ReadWriteConflictException,
+    ShardUnavailableError,
+    TimeoutException,
+    VecraftError,
+    WriteConflictException,
+)
 from vecraft_data_model.placement import ClusterMap
 from vecraft_data_model.ports import Clock
+from vecraft_router.asking import Patience
 from vecraft_router.config import RouterConfig
 from vecraft_router.effects import Sleep
 from vecraft_router.options import ReadOptions
@@ -75,7 +83,7 @@ class RemoteRouter(Router):
         super().__init__(cluster_map, clock, rng, config)
         # The public methods of Router hand over to these three; here they all lead to the actor.
         remote = cast(Any, _Remote(self.state))
-        self._commits = remote
+        self._commits = cast(Any, _RemoteCommits(self.state))
         self._reads = remote
         self._service = remote
 
@@ -95,6 +103,40 @@ class _Remote:
             return result
 
         return flow
+
+
+class _RemoteCommits(_Remote):
+    """Chooses transaction ids on this side: when a router actor dies, the same is asked again under the same id.
+
+    It is carried out once, by whichever router; and a caller who has to be told "unknown" is told the id to ask with.
+    As in a router of one's own (:mod:`vecraft_router.commit`), an attempt that met a lock, and is durably aborted, is
+    followed by one under another id, unless the caller chose it.
+    """
+
+    def commit(self, mutations: Any, **kwargs: Any) -> Generator[Any, Any, Any]:
+        """See ``Router.commit``."""
+        deadline = kwargs["deadline"] = kwargs.get("deadline") or self._state.deadline()
+        chosen, blind = kwargs.pop("txn_id", None), kwargs.get("snapshot") is None
+        patience = Patience(self._state, deadline)
+        txn_id = chosen or self._state.new_txn_id()
+        while True:
+            try:
+                return (yield RouterCall("commit", (mutations,), {**kwargs, "txn_id": txn_id}, deadline))
+            except (WriteConflictException, ReadWriteConflictException) as error:
+                only_locked = error.details.get("locked") or (blind and isinstance(error, WriteConflictException))
+                if chosen or not only_locked or not (yield from patience.pause()):
+                    raise
+                txn_id = self._state.new_txn_id()
+            except (ShardUnavailableError, TimeoutException) as error:
+                if "txn_id" in error.details:  # it is the router that says so, after having tried for as long
+                    raise
+                if not (yield from patience.pause()):
+                    details = {**error.details, "txn_id": txn_id, "outcome": "unknown"}
+                    raise type(error)(
+                        f"{error.message}; whether transaction {txn_id} was committed is unknown: send it again with "
+                        "this txn_id to find out, it will be carried out at most once",
+                        **details,
+                    ) from error
 
 
 RETURN_S = 0.25

@@ -20,11 +20,18 @@ from vecraft_cluster.remote import (
 )
 from vecraft_cluster.root import SystemClock
 from vecraft_cluster.router_actor import RouterActor, RouterPlan, rebase
-from vecraft_data_model.errors import InvalidDataException, RecordNotFoundError, ShardUnavailableError
+from vecraft_data_model.errors import (
+    InvalidDataException,
+    RecordNotFoundError,
+    ShardUnavailableError,
+    TimeoutException,
+    WriteConflictException,
+)
 from vecraft_data_model.hlc import timestamp
 from vecraft_data_model.placement import initial_map
 from vecraft_data_model.search_options import SearchOptions
 from vecraft_router.config import RouterConfig
+from vecraft_router.effects import Sleep
 from vecraft_router.options import ReadOptions
 from vecraft_router.router import Router
 
@@ -72,6 +79,48 @@ def test_every_method_of_a_router_that_asks_shards_can_be_called_remotely() -> N
         with pytest.raises(StopIteration) as result:
             flow.send("the answer")
         assert result.value.value == "the answer"
+
+
+def test_a_commit_that_is_lost_with_its_router_is_sent_again_under_the_same_id() -> None:
+    flow = remote_router().commit([])
+    first = first_call(flow)
+    pause = flow.throw(ShardUnavailableError("router 0 went away during the call", outcome="unknown"))
+    assert isinstance(pause, Sleep)
+    again = flow.send(None)
+    assert isinstance(again, RouterCall)
+    assert again.kwargs["txn_id"] == first.kwargs["txn_id"]
+    with pytest.raises(StopIteration):
+        flow.send("committed")
+
+
+def test_a_commit_whose_outcome_stays_unknown_names_the_id_to_ask_with() -> None:
+    flow = remote_router().commit([], deadline=time.monotonic())
+    call = first_call(flow)
+    with pytest.raises(TimeoutException, match="at most once") as unknown:
+        flow.throw(TimeoutException("router 0 did not answer in time"))
+    assert unknown.value.details["txn_id"] == call.kwargs["txn_id"]
+    assert unknown.value.details["outcome"] == "unknown"
+
+
+@pytest.mark.parametrize("chosen", [None, "mine"])
+def test_an_aborted_attempt_is_followed_by_one_with_another_id_unless_it_was_chosen(chosen: str | None) -> None:
+    flow = remote_router().commit([], txn_id=chosen)
+    first = first_call(flow)
+    locked = WriteConflictException("locked", locked=True, txn_id=first.kwargs["txn_id"], outcome="aborted")
+    if chosen:
+        with pytest.raises(WriteConflictException):
+            flow.throw(locked)
+        return
+    assert isinstance(flow.throw(locked), Sleep)
+    again = flow.send(None)
+    assert again.kwargs["txn_id"] != first.kwargs["txn_id"]
+
+
+def test_a_real_conflict_of_a_transaction_with_a_snapshot_is_told() -> None:
+    flow = remote_router().commit([], snapshot=7)
+    first_call(flow)
+    with pytest.raises(WriteConflictException):
+        flow.throw(WriteConflictException("somebody else was first", outcome="aborted"))
 
 
 def test_a_deadline_is_found_wherever_it_stands_and_moved_to_the_other_clock() -> None:
