@@ -21,6 +21,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 import shutil
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, ExitStack
@@ -49,6 +50,7 @@ PARTIAL = "restore.partial"
 _CHECKPOINT_TIMEOUT_S = 3600.0
 _CHUNK = 1 << 20
 _LOCK = "LOCK"
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,127}", re.ASCII)
 
 
 class Pausable(Protocol):
@@ -104,6 +106,28 @@ def copy_root(root: Path, state: RootState, hosts: Mapping[int, Pausable], targe
     except OSError as error:
         raise StorageFailureException(f"the backup to {target} failed: {error}", errno=error.errno) from error
     return manifest
+
+
+def place_for(directory: Path, given: str | None) -> Path:
+    """Return where in ``directory`` a backup that somebody else asks for is written.
+
+    Args:
+        directory: What the operator has set apart for backups.
+        given: A name, or the path of that name in ``directory``; None: a name made of the time.
+
+    Raises:
+        InvalidDataException: It is not one plain name inside ``directory``.
+    """
+    directory = directory.expanduser().absolute()
+    if given is None:
+        return directory / datetime.now(UTC).strftime("backup-%Y%m%dT%H%M%S.%fZ")
+    name = given.removeprefix(f"{directory}{os.sep}")
+    if _NAME.fullmatch(name) is None:
+        raise InvalidDataException(
+            "a backup's path must be one name of up to 128 ASCII letters, digits, '_', '.' and '-' "
+            f"(a letter or digit first), in the gateway's backup directory; got {given[:100]!r}"
+        )
+    return directory / name
 
 
 def read_backup(path: Path) -> dict[str, Any]:

@@ -99,6 +99,7 @@ class Settings:
         url: REST gateway.
         api_key: Key sent to the gateway.
         api_keys: Keys the gateway accepts, separated by commas.
+        backup_dir: Directory that the gateway writes backups into for its clients; without one it writes none.
         timeout: Seconds that an operation may take unless it says so itself.
         consistency: Consistency of reads that do not say.
         durability: ``fsync``: answered writes survive a power cut; ``os``: they survive the process.
@@ -129,6 +130,7 @@ class Settings:
     url: str | None = _setting(None, _text())
     api_key: str | None = _setting(None, _text())
     api_keys: str | None = _setting(None, _text())
+    backup_dir: str | None = _setting(None, _text())
     timeout: float = _setting(10.0, _number(1e-6, 86_400))
     consistency: str = _setting("session", _text("session", "strong", "eventual"))
     durability: str = _setting("fsync", _text("fsync", "os"))

@@ -18,11 +18,12 @@ import socket
 import sys
 from collections.abc import Awaitable, Callable, Iterator, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, Any
 
 from vecraft_data_model.errors import InvalidDataException, VecraftError
-from vecraft_db.client.engine import Engine, open_engine
+from vecraft_db.client.engine import Engine, backup_engine, open_engine
 from vecraft_db.config import DEFAULT_ROOT, Settings
 from vecraft_db.json_logs import log_as_json
 
@@ -82,6 +83,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--host", help="address to listen on (default 127.0.0.1)")
     parser.add_argument("--port", type=int, help="port to listen on (default 8000; 0: any free one)")
     parser.add_argument("--api-key", action="append", metavar="KEY", help="clients must send one; may be repeated")
+    parser.add_argument("--backup-dir", help="where clients may have backups written (default: nowhere)")
     parser.add_argument("--log-level", choices=["DEBUG", "INFO", "WARNING", "ERROR"])
     return parser
 
@@ -100,6 +102,7 @@ def _settings(arguments: argparse.Namespace) -> tuple[Settings, bool]:
         host=arguments.host,
         port=arguments.port,
         api_keys=",".join(arguments.api_key) if arguments.api_key else None,
+        backup_dir=arguments.backup_dir,
         log_level=arguments.log_level,
     ).without("url")
     if arguments.embedded:
@@ -157,7 +160,7 @@ def gateway_app(engine: Engine, settings: Settings, keys: Sequence[str] = (), li
 
     Args:
         engine: The database.
-        settings: ``timeout`` and ``max_body_bytes``.
+        settings: ``timeout``, ``max_body_bytes`` and ``backup_dir``.
         keys: Who may call.
         limits: Instead of those of the settings.
 
@@ -182,8 +185,24 @@ def gateway_app(engine: Engine, settings: Settings, keys: Sequence[str] = (), li
         api_keys=keys,
         limits=limits or Limits(body_bytes_max=settings.max_body_bytes, timeout_s=settings.timeout),
         plotter=render_tsne,
+        backups=_backups(engine, settings.backup_dir),
         on_shutdown=close,
     )
+
+
+def _backups(engine: Engine, directory: str | None) -> Callable[[str | None], dict[str, Any]]:
+    """Return what writes the backups that clients of the gateway ask for."""
+    from vecraft_db.backups import place_for
+
+    def write(path: str | None) -> dict[str, Any]:
+        if directory is None:
+            raise InvalidDataException(
+                "this gateway has no directory for backups: start it with --backup-dir, or VCRAFT_BACKUP_DIR"
+            )
+        target = place_for(Path(directory), path)
+        return {"path": str(target)} | backup_engine(engine, "backup").backup(target)
+
+    return write
 
 
 class _AsyncSide:

@@ -102,10 +102,9 @@ class Service:
         state = self._state
         deadline = state.deadline() if options.deadline is None else options.deadline
         pin_id = pin_id or state.random_hex(_PIN_ID_BITS)
-        if snapshot is None:
-            snapshot = yield from self._reads.choose_snapshot(_until(options, deadline))
-        else:
-            state.observe(snapshot)  # one far in the future is refused, before it drags any clock along
+        # one far in the future is refused, before it drags any clock along
+        moment = _until(options, deadline) if snapshot is None else ReadOptions(as_of=snapshot, deadline=deadline)
+        snapshot = yield from self._reads.choose_snapshot(moment)
         try:
             yield from self._ask_all(PinSnapshot(pin_id, snapshot, ttl_ms), deadline)
         except SnapshotTooOldError:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import random
 import threading
 import time
@@ -10,12 +11,16 @@ from typing import Any, TypeVar
 
 import httpx
 
+from vecraft_data_model.errors import InvalidDataException
 from vecraft_db.client.http_runner import AsyncHttpRunner, HttpFlow, HttpRunner, check_url
 from vecraft_db.client.rest_router import RestRouter
 from vecraft_db.config import Settings
 from vecraft_router.session import SessionTokens
 
 T = TypeVar("T")
+
+BACKUP_TIMEOUT_S = 3600.0
+"""The longest that a gateway lets a request take."""
 
 _CURSOR_KEY = b"vecraft rest client: scan cursors"
 """What a client seals comes back to a client: this finds damage. Forgery is the gateway's business."""
@@ -53,7 +58,7 @@ class RestEngine:
         transport: httpx.BaseTransport | None = None,
         async_transport: Callable[[], httpx.AsyncBaseTransport] | None = None,
     ) -> None:
-        clock = WallClock()
+        self._clock = clock = WallClock()
         self._url = check_url(settings.url or "")
         self.router = RestRouter(clock, random.Random(), settings.timeout)
         self.tokens = SessionTokens(_CURSOR_KEY)
@@ -73,6 +78,28 @@ class RestEngine:
     def describe(self) -> dict[str, Any]:
         """Say where the database is."""
         return {"kind": "rest", "url": self._url}
+
+    def backup(self, path: str | os.PathLike[str]) -> dict[str, Any]:
+        """Have the gateway write a backup; says what was written.
+
+        Args:
+            path: A name in the gateway's backup directory, on its machine.
+
+        Raises:
+            InvalidDataException: The gateway has no backup directory, or that is no new name in it.
+        """
+        return self.run(self.router.backup(os.fspath(path), deadline=self._clock.monotonic() + BACKUP_TIMEOUT_S))
+
+    def restore(self, path: str | os.PathLike[str]) -> dict[str, Any]:
+        """Refuse: a restore replaces what other gateways are serving.
+
+        Raises:
+            InvalidDataException: Always.
+        """
+        raise InvalidDataException(
+            f"restore({os.fspath(path)!r}) works where the files are: stop the gateways, and restore with "
+            "VecraftClient(root=…) or `vecraft --root … restore`"
+        )
 
     def close(self) -> None:
         """Close all connections; closing twice does nothing."""

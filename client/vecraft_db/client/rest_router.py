@@ -294,6 +294,22 @@ class RestRouter:
         body = {"compact": compact, "index": index}
         yield from self._read("POST", "/admin/checkpoint", body, ReadOptions(deadline=deadline))
 
+    def backup(self, path: str, *, deadline: float) -> HttpFlow[dict[str, Any]]:
+        """Have the gateway write a backup into its backup directory. Sent once: a second one would find it there.
+
+        Raises:
+            InvalidDataException: The gateway has no backup directory, or ``path`` is no new name in it.
+            TimeoutException: There was no answer; the backup may have been written.
+        """
+        headers = {"X-Timeout-Ms": str(max(1, int((deadline - self._clock.monotonic()) * 1000)))}
+        answer = yield Http("POST", "/admin/backup", encoded({"path": path}), headers, deadline)
+        if isinstance(answer, NoAnswer):
+            raise unanswered(answer, {})
+        if answer.status >= 400:
+            raise error_of(answer)
+        written: dict[str, Any] = decoded(answer)
+        return written
+
     def status(self, *, deadline: float | None = None) -> HttpFlow[dict[int, StatusReply | Refused]]:
         """Ask every shard for its figures."""
         data = yield from self._read("GET", "/cluster", None, ReadOptions(deadline=deadline))

@@ -7,9 +7,10 @@ One request: :class:`~vecraft_router.gateway.door.Door` (id, key, bounded body) 
 :mod:`vecraft_router.gateway.routes`, which checks its arguments with the model room's validators, runs one flow of
 the router and encodes the answer → Door again (problem details, counters).
 
-FastAPI serves ``/docs`` and ``/openapi.json`` and routes requests. Its pydantic validation is not used: bodies are
-msgspec structs, checked values are the model room's, so REST and Python report the same errors. The gateway keeps no
-state between requests; any number of them can stand in front of one cluster.
+FastAPI serves ``/docs`` (with the files of Swagger UI, so that a browser needs no internet) and ``/openapi.json`` and
+routes requests. Its pydantic validation is not used: bodies are msgspec structs, checked values are the model room's,
+so REST and Python report the same errors. The gateway keeps no state between requests; any number of them can stand in
+front of one cluster.
 """
 
 from __future__ import annotations
@@ -21,14 +22,15 @@ from typing import Any
 
 import msgspec
 from fastapi import FastAPI
+from fastapi_offline import FastAPIOffline
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route as StarletteRoute
 from starlette.types import Receive, Scope, Send
 
-from vecraft_router.gateway.auth import ApiKeys
-from vecraft_router.gateway.context import Engine, Gateway, Plotter
+from vecraft_router.gateway.auth import DOCS_FILES, ApiKeys
+from vecraft_router.gateway.context import Backups, Engine, Gateway, Plotter
 from vecraft_router.gateway.door import Door, Limits
 from vecraft_router.gateway.metrics import GatewayMetrics
 from vecraft_router.gateway.problems import MEDIA_TYPE, problem_response
@@ -50,6 +52,7 @@ def create_app(
     api_keys: Sequence[str] = (),
     limits: Limits | None = None,
     plotter: Plotter | None = None,
+    backups: Backups | None = None,
     on_shutdown: Callable[[], Awaitable[None]] | None = None,
 ) -> FastAPI:
     """Return the gateway in front of ``engine``.
@@ -59,6 +62,7 @@ def create_app(
         api_keys: Who may call; nobody needs a key when there are none.
         limits: What one request, and all of them together, may cost.
         plotter: Draws ``tsne.png``; without one that route answers ``tsne_failure``.
+        backups: Writes backups; without it that route refuses.
         on_shutdown: Awaited on the server's event loop after the last request.
 
     Raises:
@@ -75,14 +79,15 @@ def create_app(
 
     limits = limits or Limits()
     metrics = GatewayMetrics()
-    gateway = Gateway(engine, limits, metrics, plotter)
-    app = FastAPI(
+    gateway = Gateway(engine, limits, metrics, plotter, backups)
+    app = FastAPIOffline(
         title="VecraftDB",
         description=DESCRIPTION,
         version="1",
         lifespan=lifespan,
         docs_url="/docs",
         redoc_url=None,
+        static_url=DOCS_FILES,
         redirect_slashes=False,
     )
     listed = [route for room in (searching, records, catalog, transactions, service) for route in room.routes(gateway)]

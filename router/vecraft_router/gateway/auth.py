@@ -14,7 +14,11 @@ from collections.abc import Sequence
 
 from vecraft_data_model.errors import AuthenticationError, InvalidDataException
 
-OPEN_PATHS = frozenset({"/healthz", "/readyz", "/docs", "/openapi.json"})
+DOCS_FILES = "/docs/files"
+OPEN_PATHS = frozenset(
+    {"/healthz", "/readyz", "/docs", "/openapi.json"}
+    | {f"{DOCS_FILES}/{name}" for name in ("swagger-ui-bundle.js", "swagger-ui.css", "favicon.png")}
+)
 
 
 class ApiKeys:

@@ -67,6 +67,18 @@ class Plotter(Protocol):
         ...
 
 
+class Backups(Protocol):
+    """Writes backups where the operator lets them be written, on a thread."""
+
+    def __call__(self, path: str | None) -> dict[str, Any]:
+        """Write one at ``path`` (None: anywhere) and say what was written.
+
+        Raises:
+            InvalidDataException: There is no place for backups, or not at ``path``.
+        """
+        ...
+
+
 @dataclass(frozen=True)
 class Engine:
     """The database behind a gateway.
@@ -92,7 +104,9 @@ class Gateway:
     limits: Limits
     metrics: GatewayMetrics
     plotter: Plotter | None = None
+    backups: Backups | None = None
     plotting: asyncio.Lock = field(default_factory=asyncio.Lock)
+    backing_up: asyncio.Lock = field(default_factory=asyncio.Lock)
 
     @property
     def router(self) -> Router:

@@ -260,6 +260,15 @@ class EfBody(Body):
     ef: Any
 
 
+class BackupBody(Body):
+    """Write a backup."""
+
+    path: Annotated[
+        Any,
+        _any("A new directory in the gateway's backup directory, by its name; named after the time if left out"),
+    ] = None
+
+
 class CheckpointBody(Body):
     """Make a checkpoint now."""
 

@@ -1,4 +1,4 @@
-"""Health, figures, the cluster, checkpoints, plots: what is not about records.
+"""Health, figures, the cluster, checkpoints, backups, plots: what is not about records.
 
 Liveness only says that this process answers. Readiness asks every shard, now, every time: a gateway that cannot reach a
 shard must not be sent traffic, and a cached answer would be the moment before it broke.
@@ -24,7 +24,7 @@ from vecraft_router.gateway.context import Call, Gateway
 from vecraft_router.gateway.metrics import CONTENT_TYPE
 from vecraft_router.gateway.problems import problem_response
 from vecraft_router.gateway.routes import Route
-from vecraft_router.gateway.schemas import CheckpointBody
+from vecraft_router.gateway.schemas import BackupBody, CheckpointBody
 
 
 def routes(gateway: Gateway) -> list[Route]:
@@ -37,6 +37,14 @@ def routes(gateway: Gateway) -> list[Route]:
         Route("GET", "/metrics", here.metrics, "Prometheus text", media_type="text/plain"),
         Route("GET", "/cluster", here.cluster, "Shards, slots and figures"),
         Route("POST", "/admin/checkpoint", here.checkpoint, "Make a checkpoint on every shard", CheckpointBody),
+        Route(
+            "POST",
+            "/admin/backup",
+            here.backup,
+            "Write a backup into the gateway's backup directory; writes wait meanwhile",
+            BackupBody,
+            "201: its path and manifest",
+        ),
         Route("GET", "/collections/{c}/tsne.png", here.tsne, plot, media_type="image/png"),
     ]
 
@@ -91,6 +99,20 @@ class _Service:
         router = self._gateway.router
         await self._gateway.run(router.checkpoint(body.compact, body.index, deadline=call.deadline))
         return call.answer({"checkpointed": list(router.state.cluster_map.all_shards())})
+
+    async def backup(self, request: Request) -> Response:
+        call = self._gateway.call(request)
+        body = read_as(request, BackupBody) if request.scope["vecraft.body"] else BackupBody()
+        if body.path is not None and not isinstance(body.path, str):
+            raise InvalidDataException(f"path must be a name, got {str(body.path)[:60]!r}")
+        backups = self._gateway.backups
+        if backups is None:
+            raise InvalidDataException("this gateway writes no backups: its database cannot make any")
+        if self._gateway.backing_up.locked():
+            raise OverloadedError("another backup is being written; a gateway writes one at a time")
+        async with self._gateway.backing_up:
+            manifest = await asyncio.to_thread(backups, body.path)
+        return call.answer(manifest, status=201)
 
     async def tsne(self, request: Request) -> Response:
         call = self._gateway.call(request)

@@ -65,12 +65,13 @@ class _Transactions:
         else:
             body, mutations = _read(request)
         txn_id = call.txn_id(body.txn_id)
+        snapshot = _snapshot(body, call)
         commit = await self._gateway.run(
             self._gateway.router.commit(
                 mutations,
                 txn_id=None if txn_id is None else check_txn_id(txn_id),
-                snapshot=_snapshot(body, call),
-                reads=_reads(body),
+                snapshot=snapshot,
+                reads=_reads(body, snapshot),
                 want_preimages=body.preimages,
                 deadline=call.deadline,
             )
@@ -139,7 +140,7 @@ def _snapshot(body: TransactionBody, call: Call) -> int | None:
     return snapshot
 
 
-def _reads(body: TransactionBody) -> list[tuple[str, str]]:
+def _reads(body: TransactionBody, snapshot: int | None) -> list[tuple[str, str]]:
     """Return what is to be validated: ``reads`` count under ``serializable``, which they imply if no level is given."""
     if not body.reads:
         return []
@@ -147,7 +148,7 @@ def _reads(body: TransactionBody) -> list[tuple[str, str]]:
         raise InvalidDataException(
             'reads are validated under isolation "serializable" only; leave them out, or ask for it'
         )
-    if body.snapshot is None:
+    if snapshot is None:
         raise InvalidDataException("reads need the snapshot that they were read at")
     reads = []
     for index, pair in enumerate(body.reads):
