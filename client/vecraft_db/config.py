@@ -95,6 +95,8 @@ class Settings:
         shards: Shards of a new root; for an existing one it must match.
         address: Ray cluster: ``local``, ``auto``, or ``host:port``.
         cluster: Name of the database on a Ray cluster.
+        data_plane: How routers reach the shards of a Ray cluster: ``socket``, over sockets of the shards' own and by
+            actor calls where that does not work, or ``actor``, by actor calls only.
         via_router_actor: Route through a router actor of the Ray cluster instead of in this process.
         url: REST gateway.
         api_key: Key sent to the gateway.
@@ -126,6 +128,7 @@ class Settings:
     shards: int | None = _setting(None, _integer(1, 1024))
     address: str | None = _setting(None, _text())
     cluster: str | None = _setting(None, _text())
+    data_plane: str = _setting("socket", _text("socket", "actor"))
     via_router_actor: bool = _setting(False, _boolean)
     url: str | None = _setting(None, _text())
     api_key: str | None = _setting(None, _text())

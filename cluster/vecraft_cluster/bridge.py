@@ -1,23 +1,24 @@
-"""Runs the router's flows on Ray for callers that block: threads on one side, actor calls on the other.
+"""Runs the router's flows on Ray for callers that block: threads on one side, shard actors on the other.
 
 The router is an object in this process. A flow runs on its caller's own thread; what it asks of shards goes through
-lanes (:mod:`vecraft_cluster.lanes`), where it meets the requests of other threads. There is no event loop between:
-handing over to one and back costs a third of a whole actor call. (Callers on an event loop use the router's own
-``AsyncRunner``.)
+lanes (:mod:`vecraft_cluster.lanes`), where it meets the requests of other threads, and from there over the shards'
+sockets or as actor calls (:mod:`vecraft_cluster.carriers`). There is no event loop between: handing over to one and
+back costs a third of a whole actor call. (Callers on an event loop use the router's own ``AsyncRunner``.)
 """
 
 from __future__ import annotations
 
+import threading
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, TypeVar
 
-import ray
-from ray.exceptions import GetTimeoutError
-
-from vecraft_cluster.lanes import Gate, Lane, Launcher, Ticket
-from vecraft_cluster.ports import Directory, encode, shard_name, unwrap
+from vecraft_cluster.carriers import LATE, ActorCarrier, SocketCarrier, bring_all
+from vecraft_cluster.lanes import Call, Gate, Lane, Launcher, Ticket
+from vecraft_cluster.links import Links
+from vecraft_cluster.ports import Directory, endpoint_of, shard_name
+from vecraft_cluster.reactor import Reactor
 from vecraft_data_model.errors import ShardUnavailableError, TimeoutException, VecraftError
 from vecraft_data_model.messages import (
     Batch,
@@ -36,6 +37,7 @@ from vecraft_router.outbox import PATIENCE_S, lane_of
 from vecraft_router.runners import HasState
 
 T = TypeVar("T")
+ShardCarrier = ActorCarrier | SocketCarrier
 
 SERVICE_IN_FLIGHT = 8
 SERVICE_CALL_S = 24 * 3600.0
@@ -50,16 +52,28 @@ class RayRunner:
         cluster: The cluster's name.
         directory: Finds its actors.
         refresh: Fetches the newest cluster map.
+        sockets: Whether to use the shards' own sockets; if not, every call is an actor call.
     """
 
-    def __init__(self, router: HasState, cluster: str, directory: Directory, refresh: Callable[[], ClusterMap]) -> None:
+    def __init__(
+        self,
+        router: HasState,
+        cluster: str,
+        directory: Directory,
+        refresh: Callable[[], ClusterMap],
+        *,
+        sockets: bool = True,
+    ) -> None:
         self._state = router.state
         self._cluster = cluster
         self._directory = directory
         self._refresh = refresh
         self._launcher = Launcher("vecraft-send")
         self._spawned = ThreadPoolExecutor(SPAWN_THREADS, thread_name_prefix="vecraft-spawned")
-        self._lanes: dict[tuple[int, str], Lane] = {}
+        self._reactor = Reactor() if sockets else None
+        self._links: dict[int, Links] = {}
+        self._lanes: dict[tuple[int, str], Lane[ShardCarrier]] = {}
+        self._making = threading.Lock()
         self._closed = False
 
     def run(self, flow: Flow[T]) -> T:
@@ -77,12 +91,21 @@ class RayRunner:
         self._closed = True
         self._spawned.shutdown(wait=True)
         self._launcher.close()
+        if self._reactor is not None:
+            self._reactor.close()
+        for links in self._links.values():
+            links.close()
+
+    @property
+    def flights(self) -> int:
+        """How many calls travelled over sockets so far."""
+        return sum(links.flights for links in self._links.values())
 
     def _ask(self, ask: Ask) -> dict[int, Response]:
         requests, deadline = ask.requests, ask.deadline
         gate = Gate(len(requests))
         tickets: dict[int, Ticket] = {}
-        departed: list[tuple[Lane, Any]] = []
+        departed: list[tuple[Lane[ShardCarrier], Call]] = []
         for shard, request in requests.items():
             tickets[shard] = ticket = Ticket(request, deadline, gate)
             lane = self._lane(shard, request)
@@ -101,13 +124,16 @@ class RayRunner:
             for shard, ticket in tickets.items()
         }
 
-    def _lane(self, shard: int, request: Request) -> Lane:
+    def _lane(self, shard: int, request: Request) -> Lane[ShardCarrier]:
         group = lane_of(request)
         if group == "reads":
             self._hurry_writes(shard)
         lane = self._lanes.get((shard, group))
         if lane is None:
-            lane = self._lanes.setdefault((shard, group), self._new_lane(shard, group))
+            with self._making:
+                lane = self._lanes.get((shard, group))
+                if lane is None:
+                    lane = self._lanes[shard, group] = self._new_lane(shard, group)
         return lane
 
     def _hurry_writes(self, shard: int) -> None:
@@ -116,7 +142,7 @@ class RayRunner:
         if writes is not None and writes.queued:
             self._launcher.submit(writes.nudge)
 
-    def _new_lane(self, shard: int, group: str) -> Lane:
+    def _new_lane(self, shard: int, group: str) -> Lane[ShardCarrier]:
         config = self._state.config
         service = group == "service"
         in_flight = {
@@ -126,10 +152,8 @@ class RayRunner:
             "service": SERVICE_IN_FLIGHT,
         }
         return Lane(
-            self._directory,
-            shard_name(self._cluster, shard),
+            self._carrier(shard, group),
             f"shard {shard}",
-            "execute",
             self._pack,
             self._unpack,
             self._launcher,
@@ -142,12 +166,22 @@ class RayRunner:
             details={"shard": shard},
         )
 
-    def _pack(self, requests: Sequence[Request], timeout: float) -> bytes:
-        state = self._state
-        return encode((timeout, Batch(list(requests), state.hlc.last, state.cluster_map.epoch)))
+    def _carrier(self, shard: int, group: str) -> ShardCarrier:
+        name = shard_name(self._cluster, shard)
+        actor = ActorCarrier(self._directory, name, f"shard {shard}", "execute", shard=shard)
+        if self._reactor is None or group == "service":  # what may take minutes must not keep a connection
+            return actor
+        links = self._links.get(shard)
+        if links is None:
+            ask_endpoint = endpoint_of(self._directory, name)
+            links = self._links[shard] = Links(f"shard {shard}", ask_endpoint, shard=shard)
+        return SocketCarrier(links, self._reactor, actor)
 
-    def _unpack(self, data: bytes, count: int) -> list[Any]:
-        reply: BatchReply = unwrap(data)
+    def _pack(self, requests: Sequence[Request], timeout: float) -> tuple[float, Batch]:
+        state = self._state
+        return timeout, Batch(list(requests), state.hlc.last, state.cluster_map.epoch)
+
+    def _unpack(self, reply: BatchReply, count: int) -> list[Any]:
         self._state.overhear(reply.clock)
         return reply.responses
 
@@ -177,21 +211,14 @@ class RayRunner:
             flow.close()
 
 
-def _await(departed: list[tuple[Lane, Any]], deadline: float) -> None:
+def _await(departed: list[tuple[Lane[ShardCarrier], Call]], deadline: float) -> None:
     """Wait for calls that nobody else waits for, and land them; those that are late stay under way."""
-    references = [call.reference for _, call in departed]
-    try:
-        values: list[Any] = ray.get(references, timeout=max(0.0, deadline - time.monotonic()))
-    except Exception:  # of which call it was, and what became of the others, is asked below
-        values = []
-        for reference in references:
-            try:
-                values.append(ray.get(reference, timeout=max(0.0, deadline - time.monotonic())))
-            except Exception as error:
-                values.append(error)
-    for (lane, call), value in zip(departed, values, strict=True):
-        if not isinstance(value, GetTimeoutError):
-            lane.arrived(call, value)
+    answers = bring_all([(lane.carrier, call.flight) for lane, call in departed], deadline)
+    for (lane, call), answer in zip(departed, answers, strict=True):
+        if answer is LATE:
+            lane.late(call)
+        else:
+            lane.arrived(call, answer)
 
 
 def vector_bytes(request: Request) -> int:

@@ -25,7 +25,6 @@ from vecraft_cluster.controller import (
 )
 from vecraft_cluster.ports import (
     NAMESPACE,
-    AsyncRayShardPort,
     Directory,
     Handle,
     RayShardPort,
@@ -37,12 +36,12 @@ from vecraft_cluster.ports import (
 from vecraft_cluster.remote import AsyncRemoteRunner, RemoteRouter, RemoteRunner
 from vecraft_cluster.remote_host import RemoteHost, remote_hosts
 from vecraft_cluster.root import SystemClock
+from vecraft_cluster.socket_ports import SocketRunner
 from vecraft_data_model.errors import InvalidDataException, ShardUnavailableError
 from vecraft_data_model.messages import Batch, Refused, Status
 from vecraft_data_model.placement import ClusterMap
 from vecraft_router.config import RouterConfig
 from vecraft_router.router import Router
-from vecraft_router.runners import AsyncRunner
 
 logger = logging.getLogger(__name__)
 
@@ -51,7 +50,10 @@ STOP_TIMEOUT_S = 30.0
 
 
 class Cluster:
-    """A running cluster, as this process sees it; made by :func:`launch` and :func:`connect`. Threads may share it."""
+    """A running cluster, as this process sees it; made by :func:`launch` and :func:`connect`. Threads may share it.
+
+    ``sockets``: whether the runners made here use the shards' own sockets; as the cluster was launched, unless set.
+    """
 
     def __init__(
         self, membership: Membership, controller: Handle, *, stop_on_close: bool, release: Callable[[], None]
@@ -59,6 +61,7 @@ class Cluster:
         self.membership = membership
         self.name = membership.cluster
         self.directory = Directory()
+        self.sockets = membership.sockets
         self._controller = controller
         self._stop_on_close = stop_on_close
         self._release = release
@@ -73,17 +76,15 @@ class Cluster:
 
     def runner(self, router: Router) -> RayRunner:
         """Return what runs a router's flows for callers that block."""
-        return RayRunner(router, self.name, self.directory, self.fetch_map)
+        return RayRunner(router, self.name, self.directory, self.fetch_map, sockets=self.sockets)
 
-    def async_runner(self, router: Router) -> AsyncRunner:
+    def async_runner(self, router: Router) -> SocketRunner:
         """Return what runs a router's flows on the event loop that is running."""
 
         async def refresh() -> ClusterMap:
             return await asyncio.to_thread(self.fetch_map)
 
-        shards = self.membership.cluster_map.all_shards()
-        ports = {shard: AsyncRayShardPort(self.name, shard, self.directory) for shard in shards}
-        return AsyncRunner(router, ports, refresh=refresh)
+        return SocketRunner(router, self.name, self.directory, refresh, sockets=self.sockets)
 
     def remote_router(self, config: RouterConfig | None = None) -> RemoteRouter:
         """Return a router whose flows run in a router actor, to be run by :meth:`remote_runner`."""

@@ -61,6 +61,7 @@ class ClusterPlan(msgspec.Struct, frozen=True):
         routers: How many router actors to run.
         shard_config: The shards' settings; their map epoch is filled in from the root.
         shard_cpus: Ray CPUs that each shard actor reserves; 0 leaves them for tasks.
+        sockets: Whether shards serve batches on sockets of their own, and routers use them.
         home_node: Node that runs what no label places; empty: wherever Ray likes.
         ping_interval_s: How often every actor is looked at.
         frozen_after_s: An actor that answered nothing for so long is killed and started again.
@@ -73,6 +74,7 @@ class ClusterPlan(msgspec.Struct, frozen=True):
     routers: int = 1
     shard_config: ShardConfig = ShardConfig()
     shard_cpus: float = 0
+    sockets: bool = True
     home_node: str = ""
     ping_interval_s: float = 1.0
     frozen_after_s: float = 10.0
@@ -88,6 +90,7 @@ class Membership(msgspec.Struct, frozen=True):
     secret: bytes
     routers: int
     max_clock_skew_ms: int
+    sockets: bool = True
 
 
 class _Ward:
@@ -181,6 +184,7 @@ class ControllerActor:
                 state.secret,
                 self._plan.routers,
                 self._plan.shard_config.max_clock_skew_ms,
+                self._plan.sockets,
             )
         )
 
@@ -304,7 +308,7 @@ class ControllerActor:
                     map_epoch=self._state.cluster_map.epoch,
                     must_exist=self._state.peopled,
                 )
-                plan = ShardPlan(self._plan.cluster, ward.number, str(self._root), config)
+                plan = ShardPlan(self._plan.cluster, ward.number, str(self._root), config, self._plan.sockets)
                 ward.handle = shard_actor_class().options(**options).remote(plan)
             else:
                 ward.handle = router_actor_class().options(**options).remote(RouterPlan(self._plan.cluster))

@@ -7,8 +7,8 @@
     thread C ──send──▶ queued ┴─▶ leave together when a call has landed
 
 An idle lane adds no latency and a loaded one no calls: there is no timer. A caller that finds its lane idle may wait
-for its call itself (:meth:`Lane.depart`), which is the cheapest; all other calls are landed by Ray's own thread, so
-that nobody waits for another caller's slower shard.
+for its call itself (:meth:`Lane.depart`), which is the cheapest; all other calls are landed by a thread of their
+carrier's (:mod:`vecraft_cluster.carriers`), so that nobody waits for another caller's slower shard.
 
 Invariants:
 
@@ -27,19 +27,41 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
-from concurrent.futures import Future
-from typing import Any
+from typing import Any, Generic, Protocol, TypeVar
 
-from vecraft_cluster.ports import Directory, translate
-from vecraft_data_model.errors import OverloadedError, TimeoutException, VecraftError
+from vecraft_data_model.errors import OverloadedError, ShardUnavailableError, TimeoutException, VecraftError
 
 logger = logging.getLogger(__name__)
 
-Pack = Callable[[Sequence[Any], float], bytes]
-"""Makes the argument of a call from the requests that leave together and the seconds that they have."""
+Pack = Callable[[Sequence[Any], float], Any]
+"""Makes the message of a call from the requests that leave together and the seconds that they have."""
 
 Unpack = Callable[[Any, int], list[Any]]
-"""Makes as many answers from what a call returned; a ``VecraftError`` raised here fails them all."""
+"""Makes as many answers from what a call was answered; a ``VecraftError`` raised here fails them all."""
+
+
+class Carrier(Protocol):
+    """Takes messages to one actor and brings the answers back. What it answers with is a message, or a
+    ``VecraftError``."""
+
+    def send(self, message: Any) -> Any:
+        """Send a message off without waiting for its answer; returns the flight, for whoever waits for it.
+
+        Raises:
+            VecraftError: It did not leave; nothing was done.
+        """
+        ...
+
+    def watch(self, flight: Any, until: float, landed: Callable[[Any], None]) -> None:
+        """Have ``landed`` called with the answer, once, on any thread.
+
+        ``until`` (monotonic) is the last of its owners' deadlines: a carrier may give up then.
+        """
+        ...
+
+    def is_instant(self) -> bool:
+        """Whether sending now would certainly not wait for anything."""
+        ...
 
 
 class Gate:
@@ -76,17 +98,20 @@ class Ticket:
         self.answer: Any = None
 
 
-class _Call:
-    __slots__ = ("expires", "reference", "tickets")
+class Call:
+    """Requests that left together: ``flight`` is the carrier's."""
+
+    __slots__ = ("expires", "flight", "tickets")
 
     def __init__(self, tickets: list[Ticket], expires: float) -> None:
         self.tickets = tickets
         self.expires = expires
-        self.reference: Any = None
+        self.flight: Any = None
 
 
 class Launcher:
-    """One thread that sends off what queued up, so that Ray's own thread never waits for a send; and what can wait."""
+    """One thread that sends off what queued up, so that threads that land calls never wait for a send; and what can
+    wait."""
 
     def __init__(self, name: str) -> None:
         self._queue: queue.SimpleQueue[tuple[float, Callable[[], None]] | None] = queue.SimpleQueue()
@@ -134,16 +159,17 @@ class Launcher:
             logger.exception("sending failed")
 
 
-class Lane:
-    """Requests to one method of one named actor.
+C = TypeVar("C", bound=Carrier)
+
+
+class Lane(Generic[C]):
+    """Requests to one actor.
 
     Args:
-        directory: Where its handle is found.
-        actor: The actor's name.
-        who: The same for people, in error messages.
-        method: Called with what ``pack`` makes.
-        pack: From requests to the argument.
-        unpack: From the returned value to as many answers.
+        carrier: Takes calls there.
+        who: The actor, in error messages.
+        pack: From requests to a message.
+        unpack: From the message that comes back to as many answers.
         launcher: Sends what had to queue.
         in_flight_max: Calls under way before requests queue up.
         batch_max: Most requests in one call.
@@ -154,10 +180,8 @@ class Lane:
 
     def __init__(
         self,
-        directory: Directory,
-        actor: str,
+        carrier: C,
         who: str,
-        method: str,
         pack: Pack,
         unpack: Unpack,
         launcher: Launcher,
@@ -170,10 +194,8 @@ class Lane:
         call_max_s: float = 30.0,
         details: dict[str, Any] | None = None,
     ) -> None:
-        self._directory = directory
-        self._actor = actor
+        self.carrier = carrier
         self._who = who
-        self._method = method
         self._pack = pack
         self._unpack = unpack
         self._launcher = launcher
@@ -186,7 +208,7 @@ class Lane:
         self._details = details or {}
         self._lock = threading.Lock()
         self._queue: deque[Ticket] = deque()
-        self._calls: set[_Call] = set()
+        self._calls: set[Call] = set()
 
     def send(self, ticket: Ticket) -> None:
         """Send a ticket off, or queue it. Never blocks for an answer."""
@@ -207,9 +229,10 @@ class Lane:
         if call is not None:
             self._fly(call)
 
-    def depart(self, ticket: Ticket) -> _Call | None:
-        """Send a ticket off. If the lane was idle, return its call: the caller waits for ``call.reference`` itself and
-        hands what came to :meth:`arrived`, or gives up. Otherwise the ticket goes the way of :meth:`send`.
+    def depart(self, ticket: Ticket) -> Call | None:
+        """Send a ticket off. If the lane was idle, return its call: the caller waits for ``call.flight`` itself and
+        hands the answer to :meth:`arrived`, or says that it is :meth:`late`. Otherwise the ticket goes the way of
+        :meth:`send`.
         """
         call = None
         with self._lock:
@@ -244,12 +267,13 @@ class Lane:
         if call is not None:
             self._fly(call)
 
-    def arrived(self, call: _Call, value: Any) -> None:
-        """Land a call that departed: ``value`` is what it returned, or the exception instead."""
-        if isinstance(value, BaseException):
-            self._land(call, self._failed(call, value))
-        else:
-            self._land(call, self._answers(call, value))
+    def arrived(self, call: Call, answer: Any) -> None:
+        """Land a call that departed: ``answer`` is what came back, or the ``VecraftError`` instead."""
+        self._land(call, self._answers(call, answer))
+
+    def late(self, call: Call) -> None:
+        """Nobody waits any longer for a call that departed: others may still be served by it, or behind it."""
+        self._watch(call)
 
     def give_up(self, ticket: Ticket) -> None:
         """Answer a ticket whose time is over with a ``TimeoutException``, unless it was answered meanwhile."""
@@ -261,7 +285,7 @@ class Lane:
                 ticket.answer = self._too_late(queued)
             call = self._board(time.monotonic())
         if call is not None:
-            self._launcher.submit(lambda: self._fly(call))
+            self._follow(call)
 
     def _too_late(self, queued: bool) -> TimeoutException:
         if queued:
@@ -274,7 +298,7 @@ class Lane:
             **self._details,
         )
 
-    def _board(self, now: float) -> _Call | None:
+    def _board(self, now: float) -> Call | None:
         """Take what may leave now, if anything; the lock is held."""
         expired = [call for call in self._calls if call.expires <= now]
         self._calls.difference_update(expired)
@@ -290,49 +314,59 @@ class Lane:
             tickets.append(self._queue.popleft())
         return self._new_call(tickets, now)
 
-    def _new_call(self, tickets: list[Ticket], now: float) -> _Call:
+    def _new_call(self, tickets: list[Ticket], now: float) -> Call:
         latest = max(ticket.deadline for ticket in tickets)
-        call = _Call(tickets, min(latest, now + self._call_max_s))
+        call = Call(tickets, min(latest, now + self._call_max_s))
         self._calls.add(call)
         return call
 
-    def _leave(self, call: _Call) -> bool:
-        """Make the actor call; if that fails, its tickets are answered."""
+    def _leave(self, call: Call) -> bool:
+        """Send a call off; if that fails, its tickets are answered."""
         try:
-            argument = self._pack(
+            message = self._pack(
                 [ticket.request for ticket in call.tickets], max(0.001, call.expires - time.monotonic())
             )
-            method = getattr(self._directory.find(self._actor), self._method)
-            call.reference = method.remote(argument)
+            call.flight = self.carrier.send(message)
+        except VecraftError as error:
+            self._land(call, [error] * len(call.tickets))
+            return False
         except Exception as error:  # whatever kept the call from leaving is the answer to its tickets
-            self._land(call, self._failed(call, error))
+            logger.exception("a call could not be sent", extra=self._details)
+            self._land(call, [self._failure(error)] * len(call.tickets))
             return False
         return True
 
-    def _fly(self, call: _Call) -> None:
+    def _fly(self, call: Call) -> None:
         if self._leave(call):
             self._watch(call)
 
-    def _watch(self, call: _Call) -> None:
-        """Have Ray's own thread land a call."""
-        call.reference.future().add_done_callback(lambda done: self._landed(call, done))
+    def _follow(self, call: Call) -> None:
+        """Let a call fly that somebody else's thread has found due: from here only if that holds nobody up."""
+        if self.carrier.is_instant():
+            self._fly(call)
+        else:
+            self._launcher.submit(lambda: self._fly(call))
 
-    def _landed(self, call: _Call, future: Future[Any]) -> None:
-        """Hand the answers out; runs on Ray's thread."""
-        error = future.exception()
-        self._land(call, self._answers(call, future.result()) if error is None else self._failed(call, error))
+    def _watch(self, call: Call) -> None:
+        self.carrier.watch(call.flight, call.expires, lambda answer: self.arrived(call, answer))
 
-    def _answers(self, call: _Call, value: Any) -> list[Any]:
+    def _answers(self, call: Call, answer: Any) -> list[Any]:
+        if isinstance(answer, VecraftError):
+            return [answer] * len(call.tickets)
         try:
-            return self._unpack(value, len(call.tickets))
-        except Exception as error:  # the shard's refusal of the batch, or an answer that cannot be read
-            return self._failed(call, error)
+            return self._unpack(answer, len(call.tickets))
+        except VecraftError as error:
+            return [error] * len(call.tickets)
+        except Exception as error:  # what came back is no answer: whoever waits has to see it, the lane lives on
+            logger.exception("an answer could not be read", extra=self._details)
+            return [self._failure(error)] * len(call.tickets)
 
-    def _failed(self, call: _Call, error: BaseException) -> list[Any]:
-        self._directory.gone(self._actor, error)
-        return [translate(error, self._who, **self._details)] * len(call.tickets)
+    def _failure(self, error: Exception) -> VecraftError:
+        return ShardUnavailableError(
+            f"{self._who} failed: {type(error).__name__}: {error}", outcome="unknown", **self._details
+        )
 
-    def _land(self, call: _Call, answers: list[Any]) -> None:
+    def _land(self, call: Call, answers: list[Any]) -> None:
         with self._lock:
             self._calls.discard(call)
             following = self._board(time.monotonic())
@@ -340,7 +374,7 @@ class Lane:
                 if ticket.answer is None:
                     ticket.answer = answer
         if following is not None:
-            self._launcher.submit(lambda: self._fly(following))
+            self._follow(following)
         for ticket in call.tickets:
             if ticket.gate is not None:
                 ticket.gate.one_less()

@@ -31,6 +31,8 @@ from vecraft_shard.config import ShardConfig
 
 __all__ = ["Cluster", "clusters", "connect", "launch", "name_of", "stop"]
 
+DATA_PLANES = ("socket", "actor")
+
 _CONTROLLER = re.compile(r"vecraft:(?P<cluster>.+):controller")
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 
@@ -45,6 +47,7 @@ def launch(
     routers: int = 1,
     shard_config: ShardConfig | None = None,
     shard_cpus: float = 0,
+    data_plane: str = "socket",
     timeout: float = 60.0,
 ) -> Cluster:
     """Start a cluster over a data directory, or join it if it runs there already.
@@ -60,6 +63,8 @@ def launch(
         routers: Router actors, for clients that use them.
         shard_config: The shards' settings.
         shard_cpus: Ray CPUs that each shard reserves.
+        data_plane: ``"socket"``: routers reach shards over sockets of the shards' own, and by actor calls where that
+            does not work; ``"actor"``: by actor calls only.
         timeout: Seconds until every shard must answer.
 
     Raises:
@@ -81,6 +86,7 @@ def launch(
             routers=routers,
             shard_config=shard_config or ShardConfig(),
             shard_cpus=shard_cpus,
+            sockets=_checked_plane(data_plane) == "socket",
             home_node=ray.get_runtime_context().get_node_id(),
         )
         try:
@@ -164,6 +170,12 @@ def _checked_name(name: str) -> str:
             f"got {name!r}"
         )
     return name
+
+
+def _checked_plane(data_plane: str) -> str:
+    if data_plane not in DATA_PLANES:
+        raise InvalidDataException(f"data_plane must be one of {', '.join(DATA_PLANES)}; got {data_plane!r}")
+    return data_plane
 
 
 def _check_same(membership: Membership, root: Path, shards: int | None) -> None:

@@ -23,16 +23,21 @@ from __future__ import annotations
 import asyncio
 import pickle
 import threading
+import time
+from collections.abc import Callable
 from typing import Any, cast
 
 import ray
 from ray import exceptions as ray_errors
 
+from vecraft_cluster.credentials import Endpoint
 from vecraft_data_model.errors import ShardUnavailableError, TimeoutException, VecraftError
 from vecraft_data_model.messages import Batch, BatchReply
 
 NAMESPACE = "vecraft"
 """The Ray namespace that holds every cluster's actors."""
+
+ENDPOINT_TIMEOUT_S = 5.0
 
 Handle = Any
 """A Ray actor handle. Ray makes its methods at run time, so there is no better type."""
@@ -159,6 +164,26 @@ def look_up(name: str) -> Handle:
         raise ShardUnavailableError(
             f"Ray cannot look up actor {name!r}: {error}", actor=name, outcome="not done"
         ) from error
+
+
+def endpoint_of(directory: Directory, name: str) -> Callable[[Callable[[], bool]], Endpoint]:
+    """Return what asks a shard actor for its socket, on a thread that may wait; see ``links.AskEndpoint``."""
+
+    def ask(given_up: Callable[[], bool]) -> Endpoint:
+        deadline = time.monotonic() + ENDPOINT_TIMEOUT_S
+        try:
+            reference = directory.find(name).endpoint.remote()
+            # In short steps: a router that is closed must not leave a thread behind that calls a Ray that is gone.
+            while not ray.wait([reference], timeout=0.1)[0]:
+                if given_up() or time.monotonic() > deadline:
+                    raise TimeoutError(f"{name} did not say where its socket is")
+            endpoint: Endpoint = unwrap(ray.get(reference, timeout=ENDPOINT_TIMEOUT_S))
+        except ray_errors.RayError as error:
+            directory.gone(name, error)
+            raise translate(error, name) from error
+        return endpoint
+
+    return ask
 
 
 class RayShardPort:

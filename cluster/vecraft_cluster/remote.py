@@ -19,6 +19,7 @@ from typing import Any, TypeVar, cast
 import msgspec
 from ray import exceptions as ray_errors
 
+from vecraft_cluster.carriers import ActorCarrier
 from vecraft_cluster.lanes import Gate, Lane, Launcher, Ticket
 from vecraft_cluster.ports import Directory, Handle, call, encode, router_name, translate, unwrap
 from vecraft_data_model.errors import (
@@ -158,10 +159,8 @@ class RemoteRunner:
         self._launcher = Launcher("vecraft-send")
         self._lanes = [
             Lane(
-                directory,
-                router_name(cluster, number),
+                ActorCarrier(directory, router_name(cluster, number), f"router {number}", "run"),
                 f"router {number}",
-                "run",
                 self._pack,
                 self._unpack,
                 self._launcher,
@@ -210,11 +209,11 @@ class RemoteRunner:
             raise ticket.answer
         return ticket.answer
 
-    def _pack(self, calls: Sequence[RouterCall], timeout: float) -> bytes:
-        return pack_calls(calls, self._state)
+    def _pack(self, calls: Sequence[RouterCall], timeout: float) -> tuple[int, list[Any]]:
+        return outgoing(calls, self._state)
 
-    def _unpack(self, data: bytes, count: int) -> list[Any]:
-        return unpack_answers(data, self._state)
+    def _unpack(self, message: tuple[int, list[Any]], count: int) -> list[Any]:
+        return incoming(message, self._state)
 
 
 class AsyncRemoteRunner:
@@ -262,27 +261,27 @@ class AsyncRemoteRunner:
             handle = await asyncio.to_thread(self._directory.find, name)
         left_s = max(0.001, effect.deadline + RETURN_S - time.monotonic())
         try:
-            data = await call(handle.run, pack_calls([effect], self._state), timeout=left_s)
+            data = await call(handle.run, encode(outgoing([effect], self._state)), timeout=left_s)
         except (ray_errors.RayError, TimeoutError) as error:
             self._directory.gone(name, error)
             raise translate(error, f"router {self._turn}") from error
-        answer = unpack_answers(data, self._state)[0]
+        answer = incoming(unwrap(data), self._state)[0]
         if isinstance(answer, VecraftError):
             raise answer
         return answer
 
 
-def pack_calls(calls: Sequence[RouterCall], state: RouterState) -> bytes:
-    """Return calls as they travel to a router actor: with the seconds they have left, and this side's clock."""
+def outgoing(calls: Sequence[RouterCall], state: RouterState) -> tuple[int, list[Any]]:
+    """Return calls as a router actor takes them: with the seconds they have left, and this side's clock."""
     now = time.monotonic()
-    return encode((state.hlc.last, [(call.method, call.args, call.kwargs, call.deadline - now) for call in calls]))
+    return state.hlc.last, [(call.method, call.args, call.kwargs, call.deadline - now) for call in calls]
 
 
-def unpack_answers(data: bytes, state: RouterState) -> list[Any]:
+def incoming(message: tuple[int, list[Any]], state: RouterState) -> list[Any]:
     """Return the answers (or errors in their place), and move this side's clock to the router actor's."""
-    clock, answers = unwrap(data)
+    clock, answers = message
     state.overhear(clock)
-    return cast(list[Any], answers)
+    return answers
 
 
 def deadline_of(args: tuple[Any, ...], kwargs: dict[str, Any]) -> float | None:

@@ -19,7 +19,6 @@ import msgspec
 import ray
 
 from vecraft_cluster.ports import (
-    AsyncRayShardPort,
     Directory,
     actor_class,
     call,
@@ -31,6 +30,7 @@ from vecraft_cluster.ports import (
 )
 from vecraft_cluster.remote import LATEST_S, REMOTE_METHODS
 from vecraft_cluster.root import SystemClock
+from vecraft_cluster.socket_ports import SocketRunner
 from vecraft_data_model.errors import InvalidDataException, VecraftError
 from vecraft_data_model.placement import ClusterMap
 from vecraft_router.options import ReadOptions
@@ -67,7 +67,7 @@ class RouterActor:
         }
 
     async def run(self, data: bytes) -> bytes:
-        """Run what :func:`~vecraft_cluster.remote.pack_calls` packed, side by side; return as many answers."""
+        """Run what :func:`~vecraft_cluster.remote.outgoing` made, side by side; return as many answers."""
         clock, calls = decode(data)
         try:
             router, runner = await self._router()
@@ -108,11 +108,8 @@ class RouterActor:
     async def _connect(self) -> tuple[Router, AsyncRunner]:
         membership = await self._membership()
         router = Router(membership.cluster_map, self._clock, random.Random())
-        ports = {
-            shard: AsyncRayShardPort(self._plan.cluster, shard, self._directory)
-            for shard in membership.cluster_map.all_shards()
-        }
-        return router, AsyncRunner(router, ports, refresh=self._fetch_map)
+        runner = SocketRunner(router, self._plan.cluster, self._directory, self._fetch_map, sockets=membership.sockets)
+        return router, runner
 
     async def _fetch_map(self) -> ClusterMap:
         cluster_map: ClusterMap = (await self._membership()).cluster_map

@@ -4,6 +4,7 @@ Two kinds of calls, on threads of their own, so that the one is answered however
 
     data      execute(bytes) → bytes       one batch, as in ``ports``
     control   ping, close                  the controller's
+              endpoint                     where to send batches instead: the shard's own socket (``data_server``)
 
 Invariants:
 
@@ -25,17 +26,18 @@ import os
 import threading
 import time
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import msgspec
 import ray
 
+from vecraft_cluster.data_server import DataServer
 from vecraft_cluster.host import ShardHost
 from vecraft_cluster.lease import LEASE_FOLDER, TAKEOVER_S, Lease, LeaseFolder, LeaseKeeper
 from vecraft_cluster.ports import Directory, RayShardPort, actor_class, decode, encode
 from vecraft_cluster.root import shard_path
 from vecraft_data_model.errors import ShardUnavailableError, StorageFailureException, TimeoutException, VecraftError
-from vecraft_data_model.messages import Batch
+from vecraft_data_model.messages import Batch, BatchReply, Refused, Status, StatusReply
 from vecraft_shard.config import ShardConfig
 from vecraft_shard.disk import DirectoryLock, OsDisk, lock_directory
 
@@ -60,12 +62,14 @@ class ShardPlan(msgspec.Struct, frozen=True):
         shard: The shard's number.
         root: The data directory, a path on the node the actor runs on.
         config: The shard's settings.
+        sockets: Whether to serve batches on a socket of its own too.
     """
 
     cluster: str
     shard: int
     root: str
     config: ShardConfig
+    sockets: bool = True
 
 
 class ShardActor:
@@ -77,6 +81,7 @@ class ShardActor:
         self._host: ShardHost | None = None
         self._lock: DirectoryLock | None = None
         self._keeper: LeaseKeeper | None = None
+        self._server: DataServer | None = None
         self._failure: VecraftError | None = None
         self._state = "opening"
         self._settled = threading.Event()
@@ -88,14 +93,24 @@ class ShardActor:
     @ray.method(concurrency_group="data", enable_task_events=False)
     def execute(self, data: bytes) -> bytes:
         """Carry out ``encode((timeout, batch))`` and return the encoded ``BatchReply``, or the error it failed with."""
-        timeout: float
-        batch: Batch
-        timeout, batch = decode(data)
         try:
-            host = self._host or self._wait_for_host(timeout)
-            return encode(host.execute(batch, timeout))
+            return encode(self._carry_out(decode(data)))
         except VecraftError as error:
             return encode(error)
+
+    @ray.method(concurrency_group="control", enable_task_events=False)
+    def endpoint(self) -> bytes:
+        """Return the encoded :class:`~vecraft_cluster.credentials.Endpoint`, or the error that says why there is none.
+
+        Whoever may call this actor may do anything with the shard already: that is what its keys are given for.
+        """
+        if self._server is None or self._state != "serving":
+            return encode(
+                ShardUnavailableError(
+                    f"shard {self._plan.shard} serves no socket now ({self._state})", shard=self._plan.shard
+                )
+            )
+        return encode(self._server.endpoint)
 
     @ray.method(concurrency_group="control", enable_task_events=False)
     def ping(self) -> dict[str, Any]:
@@ -117,6 +132,8 @@ class ShardActor:
             failure: VecraftError | None = None
             if self._state != "closed":
                 self._state = "closed"
+                if self._server is not None:
+                    self._server.close()
                 try:
                     if self._host is not None:
                         self._host.close()
@@ -153,7 +170,10 @@ class ShardActor:
             lease = Lease(LeaseFolder(path / LEASE_FOLDER))
             lease.acquire(LEASE_PATIENCE_S)
             self._keeper = LeaseKeeper(lease, self._replaced)
-            self._host = ShardHost(OsDisk(path), plan.shard, plan.config, self._peer, lease=lease)
+            host = ShardHost(OsDisk(path), plan.shard, plan.config, self._peer, lease=lease)
+            self._host = host
+            if plan.sockets:
+                self._server = self._serve(host)
             self._state = "serving"
         except VecraftError as error:
             self._fail(error)
@@ -163,6 +183,20 @@ class ShardActor:
             )
         finally:
             self._settled.set()
+
+    def _carry_out(self, message: tuple[float, Batch]) -> BatchReply:
+        timeout, batch = message
+        host = self._host or self._wait_for_host(timeout)
+        return host.execute(batch, timeout)
+
+    def _serve(self, host: ShardHost) -> DataServer | None:
+        """Listen where Ray listens on this node; where that cannot be, actor calls have to do."""
+        try:
+            address = cast(Any, ray).util.get_node_ip_address()
+            return DataServer(address, self._plan.shard, _epoch_of(host), self._carry_out)
+        except (OSError, VecraftError):
+            logger.exception("no socket of its own; actor calls go on", extra={"shard": self._plan.shard})
+            return None
 
     def _lock_patiently(self, path: Path) -> DirectoryLock:
         """Take the directory's lock, which the incarnation before may hold until its process is gone."""
@@ -207,6 +241,13 @@ class ShardActor:
 
     def _peer(self, shard: int) -> RayShardPort:
         return RayShardPort(self._plan.cluster, shard, self._directory)
+
+
+def _epoch_of(host: ShardHost) -> int:
+    answer = host.execute(Batch([Status()]), LOCK_PATIENCE_S).responses[0]
+    if isinstance(answer, Refused):
+        raise answer.error
+    return cast(StatusReply, answer).epoch
 
 
 class _Pause:

@@ -10,7 +10,8 @@ collection of its own (fixture ``name``), and finds out whether something broke 
 
 ``lacks`` names what a place does not offer (yet), and why; a test that needs it says so with
 ``@pytest.mark.needs("transactions")`` and is skipped there, visibly. ``marks`` go to every test of that place, for
-example ``pytest.mark.ray``. ``VECRAFT_PLACES=embedded,memory`` runs the suite in those places only.
+example ``pytest.mark.ray``. ``modules`` runs only those there: where a place differs from another in how messages
+travel, and in nothing that they say. ``VECRAFT_PLACES=embedded,memory`` runs the suite in those places only.
 """
 
 from __future__ import annotations
@@ -45,18 +46,23 @@ class Place:
     open: Opener
     lacks: dict[str, str]
     marks: tuple[pytest.MarkDecorator, ...]
+    modules: tuple[str, ...] = ()
 
 
 PLACES: dict[str, Place] = {}
 
 
 def place(
-    name: str, *, lacks: dict[str, str] | None = None, marks: tuple[pytest.MarkDecorator, ...] = ()
+    name: str,
+    *,
+    lacks: dict[str, str] | None = None,
+    marks: tuple[pytest.MarkDecorator, ...] = (),
+    modules: tuple[str, ...] = (),
 ) -> Callable[[Opener], Opener]:
     """Register a place."""
 
     def register(opener: Opener) -> Opener:
-        PLACES[name] = Place(name, opener, lacks or {}, marks)
+        PLACES[name] = Place(name, opener, lacks or {}, marks, modules)
         return opener
 
     return register
@@ -179,8 +185,15 @@ def embedded_async(directory: Path) -> Iterator[VecraftClient]:
 
 @place("ray", marks=(pytest.mark.ray,))
 def ray_router_in_process(directory: Path) -> Iterator[VecraftClient]:
-    """Two shard actors, the router in this process."""
+    """Two shard actors, reached over their sockets, the router in this process."""
     with VecraftClient(address="local", root=directory / "data", shards=2) as client:
+        yield client
+
+
+@place("ray-actor-calls", marks=(pytest.mark.ray,), modules=("test_records", "test_search", "test_transactions"))
+def ray_actor_calls(directory: Path) -> Iterator[VecraftClient]:
+    """Two shard actors, reached by actor calls only, the router in this process."""
+    with VecraftClient(address="local", root=directory / "data", shards=2, data_plane="actor") as client:
         yield client
 
 
@@ -229,6 +242,8 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     if "where_it_runs" not in metafunc.fixturenames:
         return
     chosen = [name for name in os.environ.get("VECRAFT_PLACES", "").split(",") if name] or list(PLACES)
+    module = metafunc.module.__name__.rpartition(".")[2]
+    chosen = [name for name in chosen if not PLACES[name].modules or module in PLACES[name].modules]
     parameters = [pytest.param(PLACES[name], id=name, marks=PLACES[name].marks) for name in chosen]
     metafunc.parametrize("where_it_runs", parameters, indirect=True, scope="session")
 

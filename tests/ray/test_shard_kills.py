@@ -5,6 +5,8 @@ actor is killed at a random moment; writers repeat what was not answered, under 
 answered, the database must hold exactly what the model holds: nothing acknowledged is lost, nothing deleted comes
 back, nothing is applied twice, nothing that was told to be aborted appears.
 
+It happens to calls over the shards' sockets, and to actor calls.
+
 ``VECRAFT_SHARD_KILLS=500 pytest tests/ray/test_shard_kills.py`` kills more often.
 """
 
@@ -21,7 +23,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import pytest
-from ray_workbench import insist, kill_shard, vector_of, version_of
+from ray_workbench import flights_of, insist, kill_shard, vector_of, version_of
 
 from vecraft_cluster.launch import Cluster
 from vecraft_data_model import CollectionSchema, QueryPacket
@@ -148,7 +150,15 @@ def compare(client: VecraftClient, model: Model) -> None:
 
 @pytest.mark.slow
 @pytest.mark.timeout(60 + 12 * KILLS)
-def test_kill_9_under_load_loses_nothing_and_brings_nothing_back(cluster: Cluster, client: VecraftClient) -> None:
+@pytest.mark.parametrize("data_plane", ["socket", "actor"])
+def test_kill_9_under_load_loses_nothing_and_brings_nothing_back(cluster: Cluster, data_plane: str) -> None:
+    with VecraftClient(address="auto", cluster=cluster.name, data_plane=data_plane) as client:
+        kill_and_compare(cluster, client)
+        assert (flights_of(client) > KILLS) == (data_plane == "socket")
+        client.drop_collection("kills")
+
+
+def kill_and_compare(cluster: Cluster, client: VecraftClient) -> None:
     chance = random.Random(SEED)
     client.create_collection(CollectionSchema(name="kills", dim=DIM))
     models: list[Model] = [{} for _ in range(WRITERS)]

@@ -18,6 +18,7 @@ from vecraft_cluster.launch import Cluster
 from vecraft_cluster.ports import controller_name, look_up, router_name, shard_name
 from vecraft_data_model import DataPacket
 from vecraft_data_model.errors import ShardUnavailableError, TimeoutException
+from vecraft_db.client.vecraft_client import VecraftClient
 
 T = TypeVar("T")
 
@@ -35,6 +36,12 @@ def ping(actor: str, timeout: float = 30.0) -> dict[str, Any]:
             if time.monotonic() > deadline:
                 raise
             time.sleep(0.02)
+
+
+def flights_of(client: VecraftClient) -> int:
+    """How many calls of a client with a router of its own travelled over shards' sockets so far."""
+    engine: Any = client._engine
+    return int(engine._runner.flights)
 
 
 def kill_shard(cluster: Cluster, shard: int) -> int:

@@ -23,12 +23,13 @@ from vecraft_cluster.controller import ClusterPlan
 from vecraft_cluster.launch import Cluster, connect, launch
 from vecraft_cluster.remote import AsyncRemoteRunner, RemoteRouter, RemoteRunner
 from vecraft_cluster.root import ROOT_FILE, RootState, read_root
+from vecraft_cluster.socket_ports import SocketRunner
 from vecraft_data_model.errors import InvalidDataException, ShardUnavailableError, TimeoutException
 from vecraft_db.backups import copy_root, replace_root
+from vecraft_db.client.engine import refuse_closed
 from vecraft_db.config import DEFAULT_ROOT, Settings
 from vecraft_router.config import RouterConfig
 from vecraft_router.router import Router
-from vecraft_router.runners import AsyncRunner
 from vecraft_router.session import SessionTokens
 from vecraft_shard.config import ShardConfig
 
@@ -38,6 +39,10 @@ Flow = Generator[Any, Any, T]
 
 CLOCK_TIMEOUT_S = 2.0
 """How long a new client waits to hear the shards' clocks; one that is down does not keep it from starting."""
+
+
+CLOSE_TIMEOUT_S = 10.0
+_closing: set[asyncio.Task[None]] = set()
 
 
 class RayEngine:
@@ -51,6 +56,8 @@ class RayEngine:
 
     def __init__(self, cluster: Cluster, settings: Settings, *, via_router_actor: bool = False) -> None:
         self.cluster = cluster
+        if settings.data_plane == "actor":
+            cluster.sockets = False
         self.tokens = SessionTokens(cluster.membership.secret)
         config = RouterConfig(timeout_s=settings.timeout, max_clock_skew_ms=cluster.membership.max_clock_skew_ms)
         self.router: Router
@@ -64,21 +71,25 @@ class RayEngine:
             # So that a new client reads at or above what was committed before it came, even where a restarted shard's
             # clock runs ahead of this machine's.
             self._runner.run(self.router.status(deadline=self.router.deadline(CLOCK_TIMEOUT_S)))
-        self._loops: weakref.WeakKeyDictionary[asyncio.AbstractEventLoop, AsyncRunner | AsyncRemoteRunner]
+        self._loops: weakref.WeakKeyDictionary[asyncio.AbstractEventLoop, SocketRunner | AsyncRemoteRunner]
         self._loops = weakref.WeakKeyDictionary()
         self._lock = threading.Lock()
         self._closed = False
 
     def run(self, flow: Flow[T]) -> T:
         """Run a flow of this engine's router on this thread."""
+        if self._closed:
+            return refuse_closed(flow)
         return self._runner.run(flow)
 
     async def run_async(self, flow: Flow[T]) -> T:
         """Run a flow of this engine's router on the running event loop."""
         loop = asyncio.get_running_loop()
         runner = self._loops.get(loop)
-        if runner is None:
+        if runner is None or self._closed:
             with self._lock:
+                if self._closed:
+                    return refuse_closed(flow)
                 runner = self._loops.setdefault(loop, self._async_runner())
         return await runner.run(flow)
 
@@ -141,15 +152,39 @@ class RayEngine:
             if self._closed:
                 return
             self._closed = True
+            loops = list(self._loops.items())
         try:
+            for loop, runner in loops:
+                if isinstance(runner, SocketRunner):
+                    _close_on(loop, runner)
             self._runner.close()
         finally:
             self.cluster.close()
 
-    def _async_runner(self) -> AsyncRunner | AsyncRemoteRunner:
+    def _async_runner(self) -> SocketRunner | AsyncRemoteRunner:
         if isinstance(self.router, RemoteRouter):
             return self.cluster.async_remote_runner(self.router)
         return self.cluster.async_runner(self.router)
+
+
+def _close_on(loop: asyncio.AbstractEventLoop, runner: SocketRunner) -> None:
+    """Close a runner on the loop that it belongs to, if that still runs."""
+    try:
+        here = asyncio.get_running_loop()
+    except RuntimeError:
+        here = None
+    if not loop.is_running():
+        runner.hang_up()
+    elif loop is here:
+        _closing.add(task := loop.create_task(runner.close()))  # waiting for it would keep it from ever ending
+        task.add_done_callback(_closing.discard)
+    else:
+        closing = asyncio.run_coroutine_threadsafe(runner.close(), loop)
+        try:
+            closing.result(CLOSE_TIMEOUT_S)
+        except TimeoutError:  # its loop is busy with something else, or has just ended
+            closing.cancel()
+            runner.hang_up()
 
 
 def open_ray(settings: Settings) -> RayEngine:
@@ -171,6 +206,7 @@ def open_ray(settings: Settings) -> RayEngine:
             address=address,
             name=settings.cluster,
             shard_config=shard_config(settings),
+            data_plane=settings.data_plane,
         )
     else:
         if settings.shards is not None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any, cast
 
@@ -22,38 +22,29 @@ from vecraft_data_model.errors import (
 )
 
 
-class _Ref:
-    def __init__(self, future: Future[Any]) -> None:
-        self._future = future
-
-    def future(self) -> Future[Any]:
-        return self._future
-
-
 class _Actor:
-    """Stands in for a handle and for the directory that finds it; calls land when the test says so."""
+    """Stands in for a carrier; calls land when the test says so."""
 
     def __init__(self) -> None:
         self.calls: list[tuple[list[Any], Future[Any]]] = []
-        self.forgotten = 0
         self.missing = False
-        self.execute = self
+        self.instant = False
         self.answered_by: ThreadPoolExecutor | None = None
 
-    def find(self, name: str) -> _Actor:
+    def send(self, message: list[Any]) -> Future[Any]:
         if self.missing:
             raise ShardUnavailableError("no such actor", outcome="not done")
-        return self
-
-    def gone(self, name: str, error: BaseException) -> None:
-        self.forgotten += isinstance(error, ray_errors.ActorDiedError)
-
-    def remote(self, argument: list[Any]) -> _Ref:
         future: Future[Any] = Future()
-        self.calls.append((argument, future))
+        self.calls.append((message, future))
         if self.answered_by is not None:
-            self.answered_by.submit(future.set_result, argument)
-        return _Ref(future)
+            self.answered_by.submit(future.set_result, message)
+        return future
+
+    def watch(self, flight: Future[Any], until: float, landed: Callable[[Any], None]) -> None:
+        flight.add_done_callback(lambda done: landed(done.result()))
+
+    def is_instant(self) -> bool:
+        return self.instant
 
     def land(self, number: int) -> None:
         argument, future = self.calls[number]
@@ -72,15 +63,14 @@ def actor() -> _Actor:
     return _Actor()
 
 
-def _lane(actor: _Actor, launcher: Launcher, **options: Any) -> Lane:
+def _lane(actor: _Actor, launcher: Launcher, **options: Any) -> Lane[_Actor]:
     def pack(requests: Sequence[Any], timeout: float) -> Any:
         return list(requests)
 
     def unpack(data: Any, count: int) -> list[Any]:
         return list(data)
 
-    directory: Any = actor
-    return Lane(directory, "actor", "shard 7", "execute", pack, unpack, launcher, details={"shard": 7}, **options)
+    return Lane(actor, "shard 7", pack, unpack, launcher, details={"shard": 7}, **options)
 
 
 def _ticket(request: Any, seconds: float = 10.0) -> tuple[Ticket, Gate]:
@@ -164,7 +154,7 @@ def test_a_caller_waits_itself_only_if_the_lane_is_idle(actor: _Actor, launcher:
     call = lane.depart(first)
     assert call is not None
     assert lane.depart(second) is None
-    lane.arrived(call, ray_errors.ActorUnavailableError("gone", None))
+    lane.arrived(call, ShardUnavailableError("gone", outcome="unknown"))
     assert isinstance(first.answer, ShardUnavailableError)
     _sent(actor, 2)
     actor.land(1)
@@ -214,16 +204,65 @@ def test_a_failed_call_fails_each_of_its_tickets_and_the_next_call_leaves(actor:
     second, second_gate = _ticket("b")
     lane.send(first)
     lane.send(second)
-    actor.calls[0][1].set_exception(ray_errors.ActorUnavailableError("gone", None))
+    actor.calls[0][1].set_result(ShardUnavailableError("went away", outcome="unknown", shard=7))
     assert first_gate.wait(5)
     assert isinstance(first.answer, ShardUnavailableError)
     assert first.answer.details == {"outcome": "unknown", "shard": 7}
-    assert actor.forgotten == 0
 
     _sent(actor, 2)
-    actor.calls[1][1].set_exception(ray_errors.ActorDiedError())
-    assert second_gate.wait(5) and isinstance(second.answer, ShardUnavailableError)
-    assert actor.forgotten == 1
+    actor.land(1)
+    assert second_gate.wait(5) and second.answer == "answer to b"
+
+
+def test_what_nobody_waits_for_any_longer_is_landed_all_the_same(actor: _Actor, launcher: Launcher) -> None:
+    """A caller that waited itself gave up; others travel in its call, and behind it."""
+    lane = _lane(actor, launcher)
+    lazy, lazy_gate = _ticket("lazy")
+    lane.send_lazily(lazy, 30.0)
+    hasty, gate = _ticket("a", seconds=0.01)
+    call = lane.depart(hasty)
+    assert call is not None
+    behind, behind_gate = _ticket("b")
+    lane.send(behind)
+    lane.late(call)
+    assert not gate.wait(hasty.deadline - time.monotonic())
+    lane.give_up(hasty)
+    assert isinstance(hasty.answer, TimeoutException)
+
+    actor.land(0)
+    assert lazy_gate.wait(5) and lazy.answer == "answer to lazy"
+    assert _sent(actor, 2) == [["lazy", "a"], ["b"]]
+    actor.land(1)
+    assert behind_gate.wait(5) and behind.answer == "answer to b"
+
+
+def test_what_follows_leaves_from_the_thread_that_landed_if_that_waits_for_nothing(
+    actor: _Actor, launcher: Launcher
+) -> None:
+    actor.instant = True
+    lane = _lane(actor, launcher)
+    first, _ = _ticket("a")
+    second, _ = _ticket("b")
+    call = lane.depart(first)
+    lane.send(second)
+    assert call is not None
+    lane.arrived(call, ["answer to a"])
+    assert [argument for argument, _ in actor.calls] == [["a"], ["b"]]
+
+
+def test_an_answer_that_makes_no_sense_is_an_error_to_each_and_the_lane_lives_on(
+    actor: _Actor, launcher: Launcher
+) -> None:
+    lane = _lane(actor, launcher)
+    ticket, gate = _ticket("a")
+    lane.send(ticket)
+    actor.calls[0][1].set_result(None)
+    assert gate.wait(5)
+    assert isinstance(ticket.answer, ShardUnavailableError) and "TypeError" in ticket.answer.message
+    after, after_gate = _ticket("b")
+    lane.send(after)
+    actor.land(1)
+    assert after_gate.wait(5) and after.answer == "answer to b"
 
 
 def test_an_actor_that_is_not_there_is_an_answer_too(actor: _Actor, launcher: Launcher) -> None:

@@ -9,14 +9,14 @@ from typing import Any
 import numpy as np
 import pytest
 
-from vecraft_cluster.ports import decode, encode
+from vecraft_cluster.ports import decode, encode, unwrap
 from vecraft_cluster.remote import (
     REMOTE_METHODS,
     RemoteRouter,
     RouterCall,
     deadline_of,
-    pack_calls,
-    unpack_answers,
+    incoming,
+    outgoing,
 )
 from vecraft_cluster.root import SystemClock
 from vecraft_cluster.router_actor import RouterActor, RouterPlan, rebase
@@ -146,17 +146,17 @@ def test_clocks_travel_both_ways() -> None:
     seen = timestamp(SystemClock().now_ms(), 77)
     router.state.observe(seen)
     call = first_call(router.count("c"))
-    clock, calls = decode(pack_calls([call], router.state))
+    clock, calls = decode(encode(outgoing([call], router.state)))
     assert clock >= seen
     assert calls[0][:3] == ("count", call.args, call.kwargs) and 2.5 < calls[0][3] <= 3
 
     later = timestamp(SystemClock().now_ms() + 100)
     error = RecordNotFoundError("gone", record_id="a")
-    answers = unpack_answers(encode((later, ["found", error])), router.state)
+    answers = incoming(decode(encode((later, ["found", error]))), router.state)
     assert answers[0] == "found" and isinstance(answers[1], RecordNotFoundError)
     assert router.state.hlc.last == later
     with pytest.raises(ShardUnavailableError):
-        unpack_answers(encode(ShardUnavailableError("no controller")), router.state)
+        unwrap(encode(ShardUnavailableError("no controller")))
 
 
 async def test_a_router_actor_runs_nothing_but_router_methods() -> None:

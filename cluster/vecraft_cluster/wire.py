@@ -1,0 +1,255 @@
+"""Framed messages over one connected socket: what the data plane speaks once a peer has shown who it is.
+
+::
+
+    "VDW1"   buffers: u32   call: u64   head: u64 bytes   buffers × u64 bytes │ head │ buffer │ buffer …
+    ───────────────────────── little-endian ─────────────────────────────────
+
+The head is a pickle; large arrays stand beside it as buffers, sent from the sender's memory and received into memory of
+the receiver's own, without a copy in between. Small ones stay in the head: a buffer of its own costs more than a copy.
+
+Only what messages are made of is ever rebuilt (:func:`unpack`): a pickle that names anything else is refused, so that a
+peer can say wrong things, but not run code.
+
+One call is under way on a connection at a time, so an answer needs no name but the number of its call. A connection
+that fails in any way is of no further use. Not thread-safe: a wire belongs to whoever took it.
+"""
+
+from __future__ import annotations
+
+import io
+import pickle
+import socket
+import ssl
+import struct
+from collections import deque
+from typing import Any, Final
+
+import msgspec
+
+from vecraft_data_model import errors
+
+_MAGIC: Final = b"VDW1"
+_FIXED: Final = struct.Struct("<4sIQQ")
+_STAGE_BYTES: Final = 1 << 16
+_BUFFERS_MAX: Final = 4096
+_FRAME_BYTES_MAX: Final = 1 << 34
+INLINE_BYTES: Final = 1 << 14
+"""Arrays below this travel in the head."""
+
+_NOT_NOW: Final = (BlockingIOError, ssl.SSLWantReadError, ssl.SSLWantWriteError)
+
+
+class Frame(msgspec.Struct, frozen=True):
+    """What one message travels as."""
+
+    number: int
+    head: bytes | bytearray
+    buffers: list[Any]
+
+
+class Wire:
+    """Sends and receives frames over a connected socket, blocking or not, as the socket is.
+
+    Args:
+        connection: Plain or TLS; belongs to the wire from now on.
+    """
+
+    def __init__(self, connection: socket.socket) -> None:
+        self._socket = connection
+        self._unsent: deque[memoryview] = deque()
+        self._stage = memoryview(bytearray(_STAGE_BYTES))
+        self._begin = 0
+        self._end = 0
+        self._parts: list[bytearray] | None = None
+        self._part = 0
+        self._filled = 0
+        self._number = 0
+
+    def fileno(self) -> int:
+        """The socket's descriptor, for selectors; -1 once closed."""
+        return self._socket.fileno()
+
+    @property
+    def sending(self) -> bool:
+        """Whether something waits to be sent: wait for the socket to be writable, and :meth:`flush`."""
+        return bool(self._unsent)
+
+    def send(self, frame: Frame) -> None:
+        """Queue a frame and send what can be sent now; arrays in it must not change until all is sent.
+
+        Raises:
+            OSError: The connection is broken.
+        """
+        header = _FIXED.pack(_MAGIC, len(frame.buffers), frame.number, len(frame.head))
+        if frame.buffers:
+            header += struct.pack(f"<{len(frame.buffers)}Q", *(buffer.nbytes for buffer in frame.buffers))
+        if len(frame.head) < _STAGE_BYTES:
+            self._unsent.append(memoryview(header + frame.head))
+        else:
+            self._unsent.extend((memoryview(header), memoryview(frame.head)))
+        self._unsent.extend(memoryview(buffer).cast("B") for buffer in frame.buffers)
+        self.flush()
+
+    def flush(self) -> bool:
+        """Send what can be sent now; return whether that was all.
+
+        Raises:
+            OSError: The connection is broken.
+        """
+        unsent = self._unsent
+        try:
+            while unsent:
+                sent = self._socket.send(unsent[0])
+                if sent == len(unsent[0]):
+                    unsent.popleft()
+                else:
+                    unsent[0] = unsent[0][sent:]
+        except _NOT_NOW:
+            return False
+        return True
+
+    def receive(self) -> Frame | None:
+        """Return the next frame, or None if it has not arrived in full (never with a blocking socket).
+
+        Raises:
+            OSError: The connection is broken, or was closed by the peer.
+            ValueError: What arrived is no frame.
+        """
+        while (frame := self._assemble()) is None:
+            try:
+                self._read()
+            except _NOT_NOW:
+                return None
+        return frame
+
+    def close(self) -> None:
+        """Close the connection; closing twice does nothing."""
+        self._unsent.clear()
+        self._socket.close()
+
+    def _read(self) -> None:
+        """Read once: into the part that is being filled if it lacks much, else into the stage."""
+        if self._parts is not None and len(self._parts[self._part]) - self._filled >= _STAGE_BYTES:
+            count = self._socket.recv_into(memoryview(self._parts[self._part])[self._filled :])
+            self._filled += count
+        else:
+            count = self._socket.recv_into(self._stage[self._end :])
+            self._end += count
+        if count == 0:
+            raise ConnectionResetError("the peer closed the connection")
+
+    def _assemble(self) -> Frame | None:
+        """Move what is staged to where it belongs; return the frame once it is complete."""
+        parts = self._parts
+        if parts is None:
+            parts = self._parts = self._announced()
+            if parts is None:
+                return None
+        while True:
+            part = parts[self._part]
+            count = min(len(part) - self._filled, self._end - self._begin)
+            if count:
+                part[self._filled : self._filled + count] = self._stage[self._begin : self._begin + count]
+                self._filled += count
+                self._begin += count
+            if self._begin == self._end:
+                self._begin = self._end = 0
+            if self._filled < len(part):
+                return None
+            self._part += 1
+            self._filled = 0
+            if self._part == len(parts):
+                self._parts = None
+                self._part = 0
+                return Frame(self._number, parts[0], list(parts[1:]))
+
+    def _announced(self) -> list[bytearray] | None:
+        """Read the lengths at the head of a frame, if they are there, and make room for what they announce."""
+        staged = self._end - self._begin
+        if staged < _FIXED.size:
+            self._make_room()
+            return None
+        magic, buffers, number, head = _FIXED.unpack_from(self._stage, self._begin)
+        if magic != _MAGIC or buffers > _BUFFERS_MAX:
+            raise ValueError(f"what arrived is no frame: it begins with {magic!r}")
+        if staged < _FIXED.size + 8 * buffers:
+            self._make_room()
+            return None
+        sizes = [head, *struct.unpack_from(f"<{buffers}Q", self._stage, self._begin + _FIXED.size)]
+        if sum(sizes) > _FRAME_BYTES_MAX:
+            raise ValueError(f"a frame of {sum(sizes)} bytes is announced; at most {_FRAME_BYTES_MAX} are accepted")
+        self._begin += _FIXED.size + 8 * buffers
+        self._number = number
+        return [bytearray(size) for size in sizes]
+
+    def _make_room(self) -> None:
+        """Let the beginning of a header stand at the beginning of the stage."""
+        staged = bytes(self._stage[self._begin : self._end])
+        self._stage[: len(staged)] = staged
+        self._begin, self._end = 0, len(staged)
+
+
+def pack(number: int, message: object) -> Frame:
+    """Return a message as a frame; large arrays are not copied."""
+    buffers: list[Any] = []
+
+    def stays_in_head(buffer: pickle.PickleBuffer) -> bool:
+        raw = buffer.raw()
+        if raw.nbytes < INLINE_BYTES or len(buffers) == _BUFFERS_MAX:
+            return True
+        buffers.append(raw)
+        return False
+
+    head = pickle.dumps(message, protocol=5, buffer_callback=stays_in_head)
+    return Frame(number, head, buffers)
+
+
+def unpack(frame: Frame) -> Any:
+    """Return the message of a frame.
+
+    Raises:
+        ValueError: It is damaged, or names something that no message is made of.
+    """
+    try:
+        return _Reader(io.BytesIO(frame.head), buffers=frame.buffers).load()
+    except ValueError:
+        raise
+    except Exception as error:  # a damaged pickle may fail in any way
+        raise ValueError(f"a message cannot be read: {type(error).__name__}: {error}") from error
+
+
+_REBUILDERS: Final = frozenset(
+    {
+        ("numpy", "dtype"),
+        ("numpy", "ndarray"),
+        ("numpy._core.numeric", "_frombuffer"),
+        ("numpy._core.multiarray", "_reconstruct"),
+        ("numpy._core.multiarray", "scalar"),
+        ("msgspec._utils", "rebuild"),
+        ("vecraft_data_model.errors", "_rebuild"),
+    }
+)
+"""What arrays, keyword-only structs and errors are rebuilt by."""
+
+_known: dict[tuple[str, str], Any] = {}
+
+
+class _Reader(pickle.Unpickler):
+    def find_class(self, module: str, name: str) -> Any:
+        found = _known.get((module, name))
+        return found if found is not None else self._look_up(module, name)
+
+    def _look_up(self, module: str, name: str) -> Any:
+        rebuilder = (module, name) in _REBUILDERS
+        if not rebuilder and not module.startswith("vecraft_data_model."):
+            raise ValueError(f"a message names {module}.{name}, which no message is made of")
+        found: Any = super().find_class(module, name)
+        if not rebuilder and not (
+            isinstance(found, type)
+            and issubclass(found, msgspec.Struct | errors.VecraftError)
+            and found.__module__.startswith("vecraft_data_model.")
+        ):
+            raise ValueError(f"a message names {module}.{name}, which no message is made of")
+        _known[module, name] = found
+        return found

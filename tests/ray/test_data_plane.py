@@ -1,0 +1,118 @@
+"""The shards' own sockets on a real Ray: used by default, found again after restarts, of no use to a stranger."""
+
+from __future__ import annotations
+
+import asyncio
+import ssl
+from pathlib import Path
+
+import numpy as np
+import pytest
+import ray
+from ray_workbench import eventually, flights_of, frozen, insist, kill_shard, ping
+
+from vecraft_cluster.credentials import Endpoint
+from vecraft_cluster.launch import Cluster, launch
+from vecraft_cluster.links import connect
+from vecraft_cluster.ports import look_up, shard_name, unwrap
+from vecraft_data_model import CollectionSchema, QueryPacket
+from vecraft_data_model.errors import InvalidDataException, ShardUnavailableError, TimeoutException
+from vecraft_db.client.async_client import AsyncVecraftClient
+from vecraft_db.client.vecraft_client import VecraftClient
+
+VECTORS = np.random.default_rng(9).normal(size=(40, 4)).astype(np.float32)
+IDS = [f"r{number}" for number in range(40)]
+
+
+def endpoint_of_shard(cluster: Cluster, shard: int) -> Endpoint:
+    """What its actor says about its socket, once it serves."""
+    answered: list[Endpoint] = []
+
+    def ask() -> bool:
+        try:
+            answered.append(unwrap(ray.get(look_up(shard_name(cluster.name, shard)).endpoint.remote(), timeout=10)))
+        except (ShardUnavailableError, ray.exceptions.RayError):
+            return False
+        return True
+
+    eventually(ask, 30, f"the endpoint of shard {shard}")
+    return answered[0]
+
+
+def take_off(client: VecraftClient) -> None:
+    """Ask until calls travel over sockets."""
+    before = flights_of(client)
+    eventually(lambda: insist(client.list_collections) is not None and flights_of(client) > before + 3, 30, "sockets")
+
+
+def test_calls_travel_over_sockets_by_default_and_by_actor_calls_where_told_to(
+    cluster: Cluster, client: VecraftClient
+) -> None:
+    client.create_collection(CollectionSchema(name="planes", dim=4))
+    client.upsert("planes", ids=IDS, vectors=VECTORS)
+    take_off(client)
+    before = flights_of(client)
+    for _ in range(10):
+        assert client.search("planes", QueryPacket(VECTORS[3], k=1))[0].record_id == "r3"
+    assert flights_of(client) >= before + 20, "both shards are asked over their sockets"
+    with VecraftClient(address="auto", cluster=cluster.name, data_plane="actor") as other:
+        assert other.search("planes", QueryPacket(VECTORS[3], k=1))[0].record_id == "r3"
+        assert flights_of(other) == 0
+    client.drop_collection("planes")
+
+
+async def test_on_an_event_loop_too(cluster: Cluster) -> None:
+    async with await AsyncVecraftClient.open(address="auto", cluster=cluster.name) as client:
+        runners = client._engine._loops  # type: ignore[attr-defined]
+        for _ in range(2000):
+            assert await client.list_collections() is not None
+            (runner,) = runners.values()
+            if runner.flights > 3:
+                break
+            await asyncio.sleep(0.005)
+        assert runner.flights > 3
+
+
+def test_a_restarted_shard_has_other_keys_and_is_found_by_itself(cluster: Cluster, client: VecraftClient) -> None:
+    client.create_collection(CollectionSchema(name="found", dim=4))
+    client.upsert("found", ids=IDS, vectors=VECTORS)
+    take_off(client)
+    old = endpoint_of_shard(cluster, 0)
+    kill_shard(cluster, 0)
+    assert client.count("found") == 40, "within its deadline a call waits for the shard to come back"
+    new = endpoint_of_shard(cluster, 0)
+    assert new.certificate != old.certificate and new.token != old.token and new.epoch > old.epoch
+    with pytest.raises((OSError, ssl.SSLError)):
+        connect(Endpoint(new.host, new.port, old.certificate, old.token, 0, old.epoch))
+    with pytest.raises(OSError):
+        connect(Endpoint(new.host, new.port, new.certificate, old.token, 0, new.epoch))
+    take_off(client)
+    client.drop_collection("found")
+
+
+def test_a_frozen_shard_keeps_no_deadline_from_being_kept(cluster: Cluster, client: VecraftClient) -> None:
+    client.create_collection(CollectionSchema(name="cold", dim=4))
+    client.upsert("cold", ids=IDS, vectors=VECTORS)
+    take_off(client)
+    with frozen(ping(shard_name(cluster.name, 0))["pid"]):
+        with pytest.raises((TimeoutException, ShardUnavailableError)):
+            client.count("cold", timeout=0.5)
+        with pytest.raises((TimeoutException, ShardUnavailableError)):
+            client.upsert("cold", ids=IDS, vectors=VECTORS, timeout=0.5)
+    assert insist(lambda: client.count("cold")) == 40
+    take_off(client)
+    client.drop_collection("cold")
+
+
+def test_a_cluster_may_be_launched_without_sockets(ray_session: Path, tmp_path: Path) -> None:
+    with pytest.raises(InvalidDataException, match="data_plane"):
+        launch(tmp_path / "data", 1, address="local", routers=0, data_plane="pigeon")
+    cluster = launch(tmp_path / "data", 1, address="local", routers=0, data_plane="actor")
+    try:
+        with VecraftClient(address="auto", cluster=cluster.name) as client:
+            client.create_collection(CollectionSchema(name="c", dim=4))
+            assert client.count("c") == 0 and flights_of(client) == 0
+        with pytest.raises(ShardUnavailableError, match="no socket"):
+            unwrap(ray.get(look_up(shard_name(cluster.name, 0)).endpoint.remote(), timeout=30))
+    finally:
+        cluster.close()
