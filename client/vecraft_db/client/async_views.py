@@ -60,10 +60,13 @@ class _Reads:
         exact: bool = False,
         max_distance: float | None = None,
         include: Iterable[str] = DEFAULT_INCLUDE,
+        group_by: str | None = None,
         timeout: float | None = None,
     ) -> list[list[SearchResult]]:
         """Return the k nearest records to each query (q, dim)."""
-        wanted = SearchOptions.checked(k, where, where_document, ef, exact, max_distance, include)
+        wanted = SearchOptions.checked(
+            k, where, where_document, ef, exact, max_distance, include, group_by=group_by
+        )
         return await self._engine.run_async(
             self._operations.search_many(collection, queries, wanted, self._options(timeout))
         )
@@ -260,6 +263,10 @@ class AsyncSnapshot(_Reads, AbstractAsyncContextManager["AsyncSnapshot"]):
     async def list_collections(self, *, timeout: float | None = None) -> list[CollectionSchema]:
         """Return the schemas of all collections, by name."""
         return await self._engine.run_async(self._operations.list_collections(self._options(timeout)))
+
+    async def list_aliases(self, *, timeout: float | None = None) -> dict[str, str]:
+        """Return alias → collection."""
+        return await self._engine.run_async(self._operations.list_aliases(self._options(timeout)))
 
     async def describe_collection(self, name: str, *, timeout: float | None = None) -> CollectionInfo:
         """Return the figures of a collection."""

@@ -69,10 +69,13 @@ class _Reads:
         exact: bool = False,
         max_distance: float | None = None,
         include: Iterable[str] = DEFAULT_INCLUDE,
+        group_by: str | None = None,
         timeout: float | None = None,
     ) -> list[list[SearchResult]]:
         """Return the k nearest records to each query (q, dim)."""
-        wanted = SearchOptions.checked(k, where, where_document, ef, exact, max_distance, include)
+        wanted = SearchOptions.checked(
+            k, where, where_document, ef, exact, max_distance, include, group_by=group_by
+        )
         return self._engine.run(
             self._operations.search_many(collection, queries, wanted, self._options(timeout))
         )
@@ -267,6 +270,10 @@ class Snapshot(_Reads, AbstractContextManager["Snapshot"]):
     def list_collections(self, *, timeout: float | None = None) -> list[CollectionSchema]:
         """Return the schemas of all collections, by name."""
         return self._engine.run(self._operations.list_collections(self._options(timeout)))
+
+    def list_aliases(self, *, timeout: float | None = None) -> dict[str, str]:
+        """Return alias → collection."""
+        return self._engine.run(self._operations.list_aliases(self._options(timeout)))
 
     def describe_collection(self, name: str, *, timeout: float | None = None) -> CollectionInfo:
         """Return the figures of a collection."""
