@@ -28,6 +28,7 @@ from vecraft_db.config import DEFAULT_ROOT, Settings
 from vecraft_db.json_logs import log_as_json
 
 if TYPE_CHECKING:
+    from vecraft_router.gateway.context import Backups
     from vecraft_router.gateway.door import Limits
 
 logger = logging.getLogger("vecraft.server")
@@ -190,7 +191,7 @@ def gateway_app(engine: Engine, settings: Settings, keys: Sequence[str] = (), li
     )
 
 
-def _backups(engine: Engine, directory: str | None) -> Callable[[str | None], dict[str, Any]]:
+def _backups(engine: Engine, directory: str | None) -> Backups:
     """Return what writes the backups that clients of the gateway ask for."""
     from vecraft_db.backups import place_for
 
