@@ -4,8 +4,8 @@
 runner sends to a router actor. Calls of many threads share one actor call. Clocks travel with them both ways, so a
 client reads its own writes whichever router actor answers.
 
-A commit that is lost with its router actor is sent again, under the same transaction id, which is chosen here. Nothing
-else is retried here beyond what the router actor does itself.
+A call that is lost with its router actor is sent to the next one, until its deadline: a read as it is, a commit under
+the same transaction id, which is chosen here. A deletion by filter is not: it chooses its ids over there.
 """
 
 from __future__ import annotations
@@ -67,6 +67,9 @@ REMOTE_METHODS = frozenset(
 )  # fmt: skip
 """What a router actor runs for others: the router's methods that return flows."""
 
+REPEATABLE = REMOTE_METHODS - {"commit", "delete_where"}
+"""Those that may be carried out twice: another router is asked when one is lost."""
+
 
 class RemoteRouter(Router):
     """A router whose flows run in a router actor; everything else about it is local.
@@ -100,8 +103,14 @@ class _Remote:
             raise AttributeError(f"a router actor has no method {method!r}")
 
         def flow(*args: Any, **kwargs: Any) -> Generator[Any, Any, Any]:
-            result = yield RouterCall(method, args, kwargs, deadline_of(args, kwargs) or self._state.deadline())
-            return result
+            call = RouterCall(method, args, kwargs, deadline_of(args, kwargs) or self._state.deadline())
+            patience = Patience(self._state, call.deadline)
+            while True:
+                try:
+                    return (yield call)
+                except ShardUnavailableError:
+                    if method not in REPEATABLE or not (yield from patience.pause()):
+                        raise
 
         return flow
 

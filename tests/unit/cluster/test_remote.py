@@ -93,6 +93,25 @@ def test_a_commit_that_is_lost_with_its_router_is_sent_again_under_the_same_id()
         flow.send("committed")
 
 
+def test_a_read_that_is_lost_with_its_router_is_sent_again_until_its_deadline() -> None:
+    away = ShardUnavailableError("router 0 went away during the call", outcome="unknown")
+    flow = remote_router().count("c")
+    first = first_call(flow)
+    assert isinstance(flow.throw(away), Sleep)
+    assert flow.send(None) is first
+    late = remote_router().count("c", options=ReadOptions(deadline=time.monotonic()))
+    first_call(late)
+    with pytest.raises(ShardUnavailableError):
+        late.throw(away)
+
+
+def test_a_deletion_by_filter_that_is_lost_with_its_router_is_not_sent_again() -> None:
+    flow = remote_router().delete_where("c")
+    first_call(flow)
+    with pytest.raises(ShardUnavailableError):
+        flow.throw(ShardUnavailableError("router 0 went away during the call", outcome="unknown"))
+
+
 def test_a_commit_whose_outcome_stays_unknown_names_the_id_to_ask_with() -> None:
     flow = remote_router().commit([], deadline=time.monotonic())
     call = first_call(flow)
