@@ -145,6 +145,7 @@ def results_of_hits(hits: Hits, include: Iterable[str] = ("metadata", "document"
             repeat(None) if payloads is None else payloads,
             repeat(None) if vectors is None or "vector" not in include else vectors,
             repeat(included),
+            repeat(None) if hits.scores is None else hits.scores,
         )
     )
 

@@ -22,6 +22,7 @@ from vecraft_data_model.errors import VecraftError
 from vecraft_data_model.filters import DocumentFilter, Filter
 from vecraft_data_model.schema import CollectionSchema
 from vecraft_data_model.search_options import SearchOptions
+from vecraft_data_model.text_ranking import TextStatistics
 
 Float32Array = npt.NDArray[np.float32]
 Expectation = str | int | None
@@ -194,7 +195,10 @@ class Get(ReadRequest, frozen=True, kw_only=True):
 
 
 class Search(ReadRequest, frozen=True, kw_only=True):
-    """The nearest to each row of ``queries`` (q, dim) float32 → ``SearchReply``."""
+    """The nearest to each row of ``queries`` (q, dim) float32 → ``SearchReply``.
+
+    With ``options.text`` there is one query, (1, dim) or, for a search by text alone, (1, 0).
+    """
 
     collection: str
     queries: Float32Array
@@ -219,6 +223,13 @@ class Count(ReadRequest, frozen=True, kw_only=True):
     collection: str
     where: Filter | None = None
     where_document: DocumentFilter | None = None
+
+
+class CountWords(ReadRequest, frozen=True, kw_only=True):
+    """What ranking by these words has to know of all documents → ``WordsReply``."""
+
+    collection: str
+    words: tuple[str, ...]
 
 
 class ListCollections(ReadRequest, frozen=True, kw_only=True):
@@ -294,12 +305,18 @@ class Rows(Message, frozen=True):
 
 
 class Hits(Message, frozen=True):
-    """The answer to one query, nearest first, ties by record id. ``distances`` are float32 values as floats."""
+    """The answer to one query, nearest first, ties by record id. ``distances`` are float32 values as floats.
+
+    ``scores``, larger is better: of each hit's text, or of both rankings joined. ``groups``: of a search that groups,
+    each hit's value of that field.
+    """
 
     ids: list[str]
     distances: list[float]
     payloads: list[bytes] | None = None
     vectors: Float32Array | None = None
+    scores: list[float] | None = None
+    groups: list[Any] | None = None
 
 
 class Committed(Message, frozen=True):
@@ -368,16 +385,26 @@ class RowsReply(Message, frozen=True):
 
 
 class SearchReply(Message, frozen=True):
-    """``explain``: one dict per reply: plan, estimates and actual counts, when asked for."""
+    """``explain``: one dict per reply: plan, estimates and actual counts, when asked for.
+
+    With ``options.text`` the hits are the nearest by the vector, if there is one, then those that rank best by their
+    texts, best first, ties by record id; ``statistics`` are those that the texts were ranked by.
+    """
 
     snapshot: int
     hits: list[Hits]
     explain: dict[str, Any] | None = None
+    statistics: TextStatistics | None = None
 
 
 class CountReply(Message, frozen=True):
     snapshot: int
     count: int
+
+
+class WordsReply(Message, frozen=True):
+    snapshot: int
+    statistics: TextStatistics
 
 
 class CatalogReply(Message, frozen=True):
@@ -429,6 +456,7 @@ Response = (
     | RowsReply
     | SearchReply
     | CountReply
+    | WordsReply
     | CatalogReply
     | DescribeReply
     | BarrierReply
@@ -437,15 +465,25 @@ Response = (
 
 
 class Batch(Message, frozen=True):
-    """What one call carries. ``clock``: the sender's; ``map_epoch``: of the map it was routed by (0: not checked)."""
+    """What one call carries.
+
+    ``clock``: the sender's; ``map_epoch``: of the map it was routed by (0: not checked); ``sent_ms``: when it left, by
+    the sender's wall clock (0: it does not ask what the shard's says).
+    """
 
     requests: list[Request]
     clock: int = 0
     map_epoch: int = 0
+    sent_ms: int = 0
 
 
 class BatchReply(Message, frozen=True):
-    """``clock``: the shard's, which the receiver moves its own to."""
+    """``clock``: the shard's, which the receiver moves its own to.
+
+    ``now_ms``: the shard's wall clock when it began; ``sent_ms``: as in the batch. So clocks can be compared.
+    """
 
     responses: list[Response]
     clock: int = 0
+    now_ms: int = 0
+    sent_ms: int = 0

@@ -6,6 +6,7 @@ and decodes metadata and document when they are first asked for.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Any, Final
 
@@ -29,10 +30,11 @@ class SearchResult(msgspec.Struct, gc=False, eq=False, weakref=False):
 
     Attributes:
         record_id: Its id.
-        distance: Smaller is nearer, for every metric.
+        distance: Smaller is nearer, for every metric; NaN in a search by text alone, which compares no vectors.
         payload: The record's bytes; None when neither metadata nor document were included.
         vector: (dim,) float32, when included.
         included: Bits ``METADATA`` and ``DOCUMENT``.
+        score: What a search with ``query_text`` ranks by, larger is better; None in one without.
     """
 
     record_id: str
@@ -40,6 +42,7 @@ class SearchResult(msgspec.Struct, gc=False, eq=False, weakref=False):
     payload: bytes | None = None
     vector: npt.NDArray[np.float32] | None = None
     included: int = METADATA | DOCUMENT
+    score: float | None = None
     _metadata: Any = _UNREAD
     _document: Any = _UNREAD
     _payload: Payload | None = None
@@ -84,7 +87,11 @@ class SearchResult(msgspec.Struct, gc=False, eq=False, weakref=False):
 
     def to_dict(self) -> dict[str, Any]:
         """Return ``{"record_id", "distance"}`` and what was included, as JSON values."""
-        data: dict[str, Any] = {"record_id": self.record_id, "distance": self.distance}
+        data: dict[str, Any] = {
+            "record_id": self.record_id, "distance": None if math.isnan(self.distance) else self.distance,
+        }  # fmt: skip
+        if self.score is not None:
+            data["score"] = self.score
         if self.payload is not None and self.included & METADATA:
             data["metadata"] = self.metadata
         if self.payload is not None and self.included & DOCUMENT:
@@ -96,8 +103,9 @@ class SearchResult(msgspec.Struct, gc=False, eq=False, weakref=False):
     def __eq__(self, other: object) -> bool:
         if not isinstance(other, SearchResult):
             return NotImplemented
-        return (self.record_id, self.distance, self.metadata, self.document) == (
-            other.record_id, other.distance, other.metadata, other.document,
+        same_distance = self.distance == other.distance or (math.isnan(self.distance) and math.isnan(other.distance))
+        return same_distance and (self.record_id, self.score, self.metadata, self.document) == (
+            other.record_id, other.score, other.metadata, other.document,
         ) and np.array_equal(_or_empty(self.vector), _or_empty(other.vector))  # fmt: skip
 
     __hash__ = None  # type: ignore[assignment]

@@ -12,8 +12,15 @@ from typing import Any, Final
 import msgspec
 
 from vecraft_data_model.errors import InvalidDataException
-from vecraft_data_model.filters import DocumentFilter, Filter, parse_where, parse_where_document
-from vecraft_data_model.validation import check_ef, check_flag, check_k, check_max_distance
+from vecraft_data_model.filters import (
+    MAX_FIELD_CHARS,
+    DocumentFilter,
+    Filter,
+    parse_where,
+    parse_where_document,
+)
+from vecraft_data_model.text_ranking import TextQuery
+from vecraft_data_model.validation import check_ef, check_flag, check_k, check_max_distance, shown
 
 INCLUDABLE: Final = ("metadata", "document", "vector")
 DEFAULT_INCLUDE: Final = ("metadata", "document")
@@ -30,6 +37,9 @@ class SearchOptions(msgspec.Struct, frozen=True, gc=False):
         max_distance: Leave out what is farther.
         include: What hits carry besides id and distance: any of ``metadata``, ``document``, ``vector``.
         explain: Say how each shard searched.
+        text: Words to rank texts by, besides or instead of a vector; None: none. Goes with a single query, which is
+            (1, 0) where there is no vector.
+        group_by: Of the records that have the same value of this metadata field only the nearest counts; None: all do.
     """
 
     k: int = 10
@@ -40,6 +50,8 @@ class SearchOptions(msgspec.Struct, frozen=True, gc=False):
     max_distance: float | None = None
     include: tuple[str, ...] = DEFAULT_INCLUDE
     explain: bool = False
+    text: TextQuery | None = None
+    group_by: str | None = None
 
     @property
     def with_payloads(self) -> bool:
@@ -62,12 +74,17 @@ class SearchOptions(msgspec.Struct, frozen=True, gc=False):
         max_distance: object = None,
         include: object = DEFAULT_INCLUDE,
         explain: object = False,
+        query_text: object = None,
+        fusion: object = "rrf",
+        group_by: object = None,
     ) -> SearchOptions:
         """Return the options of these arguments, as a user gave them.
 
         Raises:
             InvalidDataException: An argument that is not accepted (``InvalidFilterError`` for the filters).
         """
+        if group_by is not None and query_text is not None:
+            raise InvalidDataException("group_by goes with a vector alone: it cannot be combined with query_text")
         return cls(
             k=check_k(k),
             where=None if where is None else parse_where(where),
@@ -77,7 +94,22 @@ class SearchOptions(msgspec.Struct, frozen=True, gc=False):
             max_distance=check_max_distance(max_distance),
             include=check_include(include),
             explain=check_flag(explain, "explain"),
+            text=TextQuery.checked(query_text, fusion),
+            group_by=check_group_by(group_by),
         )
+
+
+def check_group_by(group_by: object) -> str | None:
+    """Return the name of a metadata field, dotted for a nested one; or None.
+
+    Raises:
+        InvalidDataException: Something else.
+    """
+    if group_by is None or (isinstance(group_by, str) and 0 < len(group_by) <= MAX_FIELD_CHARS):
+        return group_by
+    raise InvalidDataException(
+        f"group_by must be the name of a metadata field, of 1 to {MAX_FIELD_CHARS} characters; got {shown(group_by)}"
+    )
 
 
 def check_include(include: object) -> tuple[str, ...]:

@@ -7,46 +7,62 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from itertools import chain, repeat
+from typing import TypeVar
 
 import numpy as np
 
+from vecraft_data_model.filters import Key, key_of
 from vecraft_data_model.messages import Float32Array, Hits, Rows
+
+_T = TypeVar("_T")
 
 NO_ROWS = Rows([], [], [], None)
 
 
 def merge_hits(parts: Sequence[Hits], k: int) -> Hits:
     """Return the k nearest of several answers to one query, nearest first, ties by record id."""
-    parts = [part for part in parts if part.ids] or list(parts[:1])
-    if len(parts) == 1:
-        return parts[0] if len(parts[0].ids) <= k else take_hits(parts[0], range(k))
+    return _merged(parts, k, [part.distances for part in parts])
+
+
+def merge_texts(parts: Sequence[Hits], k: int) -> Hits:
+    """Return the k hits of several answers that score best, best first, ties by record id."""
+    return _merged(parts, k, [[-score for score in part.scores or ()] for part in parts])
+
+
+def merge_groups(parts: Sequence[Hits], k: int) -> Hits:
+    """Return the nearest hit of each group in any of the answers, of the k nearest groups."""
+    ranked = _merged(parts, sum(len(part.ids) for part in parts), [part.distances for part in parts])
+    if ranked.groups is None:
+        return take_hits(ranked, ())
+    first: dict[Key, int] = {}
+    for row, value in enumerate(ranked.groups):
+        first.setdefault(key_of(value), row)
+    return take_hits(ranked, list(first.values())[:k])
+
+
+def _merged(parts: Sequence[Hits], k: int, keys: Sequence[Sequence[float]]) -> Hits:
+    """Return the first k hits by key and record id."""
     entries: list[tuple[float, str, int, int]] = []
     for number, part in enumerate(parts):
-        entries.extend(zip(part.distances, part.ids, repeat(number), range(len(part.ids))))
+        entries.extend(zip(keys[number], part.ids, repeat(number), range(len(part.ids))))
     entries.sort()
-    del entries[k:]
-    payloads: list[bytes] | None = []
-    for _, _, number, row in entries:
-        source = parts[number].payloads
-        if source is None or payloads is None:
-            payloads = None
-            break
-        payloads.append(source[row])
-    return Hits(
-        [entry[1] for entry in entries],
-        [entry[0] for entry in entries],
-        payloads,
-        _gather([part.vectors for part in parts], [(number, row) for _, _, number, row in entries]),
-    )
+    return gather_hits(parts, [(number, row) for _, _, number, row in entries[:k]])
 
 
 def take_hits(hits: Hits, order: Sequence[int]) -> Hits:
     """Return some of the hits, in the order given."""
+    return gather_hits((hits,), [(0, row) for row in order])
+
+
+def gather_hits(parts: Sequence[Hits], picks: Sequence[tuple[int, int]]) -> Hits:
+    """Return the hits ``(part, place in it)``, in that order. What one of them lacks none of them carries."""
     return Hits(
-        [hits.ids[row] for row in order],
-        [hits.distances[row] for row in order],
-        None if hits.payloads is None else [hits.payloads[row] for row in order],
-        None if hits.vectors is None else hits.vectors[list(order)],
+        [parts[number].ids[row] for number, row in picks],
+        [parts[number].distances[row] for number, row in picks],
+        _gather([part.payloads for part in parts], picks),
+        _stacked([part.vectors for part in parts], picks),
+        _gather([part.scores for part in parts], picks),
+        _gather([part.groups for part in parts], picks),
     )
 
 
@@ -106,12 +122,27 @@ def merge_pages(pages: Sequence[tuple[Rows, str | None]], limit: int) -> tuple[R
     return take_rows(rows, order[:limit]), end is not None or len(order) > limit
 
 
-def _gather(sources: Sequence[Float32Array | None], picks: Sequence[tuple[int, int]]) -> Float32Array | None:
-    """Return the rows ``(source, row)``, stacked; None if a source that is needed has none."""
+def _gather(columns: Sequence[list[_T] | None], picks: Sequence[tuple[int, int]]) -> list[_T] | None:
+    """Return the values ``(column, place in it)``; None if a column that is needed is missing."""
+    if not picks and columns[0] is None:
+        return None
+    gathered = []
+    for number, row in picks:
+        column = columns[number]
+        if column is None:
+            return None
+        gathered.append(column[row])
+    return gathered
+
+
+def _stacked(sources: Sequence[Float32Array | None], picks: Sequence[tuple[int, int]]) -> Float32Array | None:
+    """The same for vectors."""
     gathered = []
     for number, row in picks:
         source = sources[number]
         if source is None:
             return None
         gathered.append(source[row])
-    return np.stack(gathered) if gathered else None
+    if not gathered:
+        return None if sources[0] is None else sources[0][:0]
+    return np.stack(gathered)

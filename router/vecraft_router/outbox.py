@@ -29,6 +29,7 @@ from vecraft_data_model.messages import (
     Checkpoint,
     CommitOne,
     Count,
+    CountWords,
     Decide,
     Describe,
     Finish,
@@ -69,11 +70,17 @@ def lane_of(request: Request) -> str:
         return "service"
     if isinstance(request, Search):
         options = request.options
-        slow = options.exact or options.where_document is not None or len(request.queries) > _QUICK_QUERIES
+        slow = (
+            options.exact
+            or options.where_document is not None
+            or options.text is not None
+            or options.group_by is not None
+            or len(request.queries) > _QUICK_QUERIES
+        )
     elif isinstance(request, Count):
         slow = request.where is not None or request.where_document is not None
     else:
-        slow = isinstance(request, Scan | Describe)
+        slow = isinstance(request, Scan | Describe | CountWords)
     return "scans" if slow else "reads"
 
 
@@ -242,7 +249,8 @@ class _Lane:
 
     async def _call(self, waiters: list[_Waiter]) -> None:
         state = self._state
-        batch = Batch([waiter.request for waiter in waiters], state.hlc.last, state.cluster_map.epoch)
+        requests = [waiter.request for waiter in waiters]
+        batch = Batch(requests, state.hlc.last, state.cluster_map.epoch, state.clock.now_ms())
         latest = max(waiter.deadline for waiter in waiters)
         timeout = min(max(0.001, latest - state.clock.monotonic()), self._call_s)
         try:
@@ -267,7 +275,7 @@ class _Lane:
             for waiter in waiters:
                 waiter.fail(error)
         else:
-            state.overhear(reply.clock)
+            state.hear(self._shard, reply)
             if len(reply.responses) != len(waiters):
                 broken = ShardUnavailableError(
                     f"shard {self._shard} answered {len(reply.responses)} responses to {len(waiters)} requests",

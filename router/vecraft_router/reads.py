@@ -38,6 +38,7 @@ from vecraft_data_model.messages import (
     CatalogReply,
     Count,
     CountReply,
+    CountWords,
     Describe,
     DescribeReply,
     Float32Array,
@@ -49,13 +50,16 @@ from vecraft_data_model.messages import (
     Scan,
     Search,
     SearchReply,
+    WordsReply,
 )
 from vecraft_data_model.packets import CollectionInfo
 from vecraft_data_model.placement import ClusterMap
 from vecraft_data_model.search_options import SearchOptions
+from vecraft_data_model.text_ranking import TextQuery, TextStatistics, fusion_depth
 from vecraft_router.asking import Asker, MapChanged, Patience, unexpected
 from vecraft_router.effects import Ask, Flow
-from vecraft_router.merging import concat_rows, in_order_of, merge_hits
+from vecraft_router.fusion import joined
+from vecraft_router.merging import concat_rows, in_order_of, merge_groups, merge_hits, merge_texts
 from vecraft_router.options import Bounded, ReadOptions
 from vecraft_router.paging import Pages
 from vecraft_router.results import Found
@@ -86,6 +90,9 @@ class Reader:
     ) -> Flow[Found]:
         """See ``Router.search``."""
         state = self._state
+        text = wanted.text
+        if text is not None and text.fusion is not None:
+            return (yield from self._search_texts(collection, queries, wanted, text, options))
 
         def request(_: object, snapshot: int, min_ts: int) -> Search:
             return Search(snapshot=snapshot, min_ts=min_ts, collection=collection, queries=queries, options=wanted)
@@ -102,21 +109,53 @@ class Reader:
             if type(reply) is SearchReply:
                 if reply.snapshot > state.hlc.last:
                     state.observe(reply.snapshot)
-                return Found(reply.snapshot, reply.hits, (), None if reply.explain is None else {shard: reply.explain})
+                explain = None if reply.explain is None else {shard: reply.explain}
+                return Found(reply.snapshot, reply.hits, (), explain, reply.statistics)
         missing: set[int] | None = set() if options.partial else None
-        snapshot, answers = yield from self._read(
-            options, lambda cluster_map: dict.fromkeys(cluster_map.shards()), request, missing
-        )
+        if text is not None and text.statistics is None and len(shards) > 1:
+            snapshot, statistics = yield from self._count_words(collection, text.words, options, missing)
+            wanted = msgspec.structs.replace(wanted, text=msgspec.structs.replace(text, statistics=statistics))
+            options = ReadOptions(as_of=snapshot, deadline=self._deadline(options), partial=options.partial)
+        snapshot, answers = yield from self._read(options, _every_owner, request, missing)
         parts = [answer for answer in answers.values() if isinstance(answer, SearchReply)]
         hits = parts[0].hits
         if len(parts) > 1:
-            hits = [merge_hits(rivals, wanted.k) for rivals in zip(*(part.hits for part in parts), strict=True)]
+            merge = merge_hits if wanted.group_by is None else merge_groups
+            hits = [merge(rivals, wanted.k) for rivals in zip(*(part.hits for part in parts), strict=True)]
+            if text is not None:
+                hits[-1] = merge_texts([part.hits[-1] for part in parts], wanted.k)
         plans = {
             shard: answer.explain
             for shard, answer in answers.items()
             if isinstance(answer, SearchReply) and answer.explain is not None
         }
-        return Found(snapshot, hits, tuple(sorted(missing or ())), plans if wanted.explain else None)
+        return Found(
+            snapshot, hits, tuple(sorted(missing or ())), plans if wanted.explain else None, parts[0].statistics
+        )
+
+    def _search_texts(
+        self, collection: str, queries: Float32Array, wanted: SearchOptions, text: TextQuery, options: ReadOptions
+    ) -> Flow[Found]:
+        """Get both rankings, from all shards by the same statistics, and join them."""
+        apart = msgspec.structs.replace(text, fusion=None)
+        both = msgspec.structs.replace(wanted, k=fusion_depth(wanted.k), text=apart)
+        found = yield from self.search(collection, queries, both, options)
+        return msgspec.structs.replace(found, hits=[joined(found.hits, text.fusion or "rrf", wanted.k)])
+
+    def _count_words(
+        self, collection: str, words: tuple[str, ...], options: ReadOptions, missing: set[int] | None
+    ) -> Flow[tuple[int, TextStatistics]]:
+        """Return a snapshot, and the statistics of all shards at it."""
+
+        def request(_: object, snapshot: int, min_ts: int) -> CountWords:
+            return CountWords(snapshot=snapshot, min_ts=min_ts, collection=collection, words=words)
+
+        snapshot, answers = yield from self._read(options, _every_owner, request, missing)
+        statistics = TextStatistics(0, 0, (0,) * len(words))
+        for answer in answers.values():
+            if isinstance(answer, WordsReply):
+                statistics = statistics.plus(answer.statistics)
+        return snapshot, statistics
 
     # ---------------------------------------------------------------------------------------- other reads
 

@@ -8,6 +8,7 @@ import msgspec
 
 from vecraft_data_model.messages import Hits, Rows
 from vecraft_data_model.packets import CommitResult
+from vecraft_data_model.text_ranking import TextStatistics
 
 
 class Commit(msgspec.Struct, frozen=True):
@@ -30,12 +31,14 @@ class Found(msgspec.Struct, frozen=True, gc=False):
         hits: One per query, nearest first, ties by record id.
         missing: Shards that could not be reached (only ever with ``partial=True``), ascending.
         explain: Shard → its plan, estimates and counts, when asked for.
+        statistics: What texts were ranked by, in a search by text.
     """
 
     snapshot: int
     hits: list[Hits]
     missing: tuple[int, ...] = ()
     explain: dict[int, dict[str, Any]] | None = None
+    statistics: TextStatistics | None = None
 
 
 class Pin(msgspec.Struct, frozen=True):

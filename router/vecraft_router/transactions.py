@@ -47,7 +47,6 @@ from vecraft_data_model.messages import (
     DropCollection,
     Expectation,
     Float32Array,
-    Hits,
     Mutation,
     Put,
     RowsReply,
@@ -55,9 +54,10 @@ from vecraft_data_model.messages import (
 )
 from vecraft_data_model.packets import CollectionInfo, CommitResult
 from vecraft_data_model.search_options import SearchOptions
+from vecraft_router.buffered_search import search_buffered
 from vecraft_router.draft_catalog import DraftCatalog
 from vecraft_router.effects import Flow
-from vecraft_router.merging import concat_rows, in_order_of, merge_hits, merge_pages, take_hits, take_rows
+from vecraft_router.merging import concat_rows, in_order_of, merge_pages, take_rows
 from vecraft_router.options import DEFAULT_OPTIONS, ReadOptions
 from vecraft_router.results import Commit, Found
 from vecraft_router.write_buffer import WriteBuffer, matching_payloads
@@ -265,17 +265,7 @@ class InteractiveTransaction:
     ) -> Flow[Found]:
         """Return the nearest records to each row of ``queries`` (q, dim) float32, own writes included (exactly)."""
         buffer = yield from self._buffer(collection, deadline)
-        if buffer.made_here:
-            return Found(self._snapshot(), buffer.nearest(queries, wanted))
-        more = msgspec.structs.replace(wanted, k=wanted.k + len(buffer))  # so many may be replaced or deleted here
-        found = yield from self._router.search(buffer.schema.name, queries, more, self._at(deadline))
-        if not len(buffer):
-            return found
-        merged = [
-            merge_hits([_without(theirs, buffer), ours], wanted.k)
-            for theirs, ours in zip(found.hits, buffer.nearest(queries, wanted), strict=True)
-        ]
-        return Found(found.snapshot, merged, found.missing, found.explain)
+        return (yield from search_buffered(self._router, buffer, queries, wanted, self._at(deadline)))
 
     def scan_page(
         self,
@@ -404,9 +394,3 @@ class InteractiveTransaction:
                     collection=buffer.schema.name,
                     record_id=record_id,
                 )
-
-
-def _without(hits: Hits, buffer: WriteBuffer) -> Hits:
-    """Return hits without the records that were replaced or deleted here."""
-    keep = [row for row, record_id in enumerate(hits.ids) if record_id not in buffer]
-    return hits if len(keep) == len(hits.ids) else take_hits(hits, keep)

@@ -13,6 +13,7 @@ import msgspec
 import numpy as np
 
 from vecraft_data_model.messages import CHOOSE_SNAPSHOT, Refused, Request, Response, Search, SearchReply
+from vecraft_data_model.search_options import SearchOptions
 
 Answer = Callable[[Request], Response]
 _MAX_QUERIES = 256
@@ -33,10 +34,15 @@ def _alike(requests: Sequence[Request]) -> list[list[int]]:
     """Places of searches that differ in nothing but their queries; only those that have company."""
     groups: dict[object, list[int]] = {}
     for place, request in enumerate(requests):
-        if isinstance(request, Search) and not request.options.explain and request.queries.ndim == 2:
+        if isinstance(request, Search) and _may_share(request.options) and request.queries.ndim == 2:
             key = (request.collection, request.options, request.snapshot, request.queries.shape[1])
             groups.setdefault(key, []).append(place)
     return [places for places in groups.values() if len(places) > 1]
+
+
+def _may_share(options: SearchOptions) -> bool:
+    """Whether the answer has one entry per query, and nothing that is said of all of them."""
+    return not options.explain and options.text is None
 
 
 def _together(searches: Sequence[Search], answer: Answer) -> list[Response]:

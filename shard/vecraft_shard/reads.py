@@ -11,7 +11,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from heapq import nsmallest
+from typing import Any
 
+import msgspec
 import numpy as np
 import numpy.typing as npt
 
@@ -21,6 +23,7 @@ from vecraft_data_model.messages import (
     CatalogReply,
     Count,
     CountReply,
+    CountWords,
     Describe,
     DescribeReply,
     Float32Array,
@@ -34,18 +37,23 @@ from vecraft_data_model.messages import (
     Search,
     SearchReply,
     Undecided,
+    WordsReply,
 )
+from vecraft_data_model.payload import metadata_of
 from vecraft_data_model.schema import CollectionSchema
+from vecraft_data_model.search_options import SearchOptions
 from vecraft_data_model.validation import MAX_NORM_SQUARED, as_matrix
 from vecraft_shard.catalog import CollectionEntry
 from vecraft_shard.collection import Collection
+from vecraft_shard.grouping import search_groups
 from vecraft_shard.indexes.hnsw import HnswIndex
 from vecraft_shard.indexes.hot import HotFilters
 from vecraft_shard.indexes.rowset import RowSet
-from vecraft_shard.indexes.tail import VectorSource
+from vecraft_shard.indexes.tail import Found, VectorSource
 from vecraft_shard.planner import Costs
 from vecraft_shard.search import explain_search, run_search
 from vecraft_shard.state import ShardState
+from vecraft_shard.text_search import best_texts, count_words, score_texts
 from vecraft_shard.versions import NO_ROW
 
 _QUERIES_WORTH_THREADS = 16
@@ -139,41 +147,74 @@ class Reader:
                 return _count(collection, request, snapshot)
             case Describe():
                 return self._describe(collection, entry.schema, snapshot)
+            case CountWords():
+                if collection.integrity.payloads:
+                    collection.integrity.refuse_texts(snapshot)
+                view = CollectionView(collection, snapshot, self.ef_of(collection))
+                return WordsReply(snapshot, count_words(collection.documents.words, view, request.words))
         raise InvalidDataException(f"a shard does not answer {type(request).__name__}")
 
     def _search(self, collection: Collection, request: Search, snapshot: int) -> SearchReply:
         schema, options = collection.schema, request.options
         if options.k < 1:
             raise InvalidDataException(f"k must be at least 1, got {options.k}")
-        _check_queries(request.queries, schema)
         view = CollectionView(collection, snapshot, self.ef_of(collection))
-        threads = self._state.config.search_threads if len(request.queries) >= _QUERIES_WORTH_THREADS else 1
-        if collection.integrity.vectors:
-            collection.integrity.refuse_vectors(snapshot)
-        collection.depth.sample.offer(request.queries)
-        found = run_search(view, request, threads, self._costs)
+        if options.text is not None:
+            return self._search_texts(collection, request, view)
+        _check_queries(request.queries, schema)
+        if options.group_by is not None:
+            return self._search_groups(collection, request, view)
+        found, explain = self._nearest(collection, request, view)
         if collection.integrity.payloads and options.where_document is not None:
             collection.integrity.refuse_texts(snapshot)
-        explain = explain_search(view, request, costs=self._costs) if options.explain else None
-        ids = view.ids
-        with_payloads, with_vectors = options.with_payloads, options.with_vectors
-        hits = []
-        for rows, distances in found:
-            numbers = rows.tolist()
-            payloads = vectors = None
-            if with_payloads or with_vectors:
-                vectors = collection.vectors_of(numbers)
-            if with_payloads and vectors is not None:
-                payloads = collection.payloads_of(numbers, vectors)
-            hits.append(
-                Hits(
-                    [ids[row] for row in numbers],
-                    distances.tolist(),
-                    payloads,
-                    vectors if with_vectors else None,
-                )
-            )
-        return SearchReply(snapshot, hits, explain)
+        return SearchReply(snapshot, [_hits(collection, line, options) for line in found], explain)
+
+    def _nearest(
+        self, collection: Collection, request: Search, view: CollectionView
+    ) -> tuple[list[Found], dict[str, Any] | None]:
+        """Search by the vectors of a request; how, if it asks."""
+        threads = self._state.config.search_threads if len(request.queries) >= _QUERIES_WORTH_THREADS else 1
+        if collection.integrity.vectors:
+            collection.integrity.refuse_vectors(view.snapshot)
+        collection.depth.sample.offer(request.queries)
+        if request.options.explain:
+            return explain_search(view, request, threads, self._costs)
+        return run_search(view, request, threads, self._costs), None
+
+    def _search_texts(self, collection: Collection, request: Search, view: CollectionView) -> SearchReply:
+        """Search by a text, and by a vector if there is one."""
+        options, text = request.options, request.options.text
+        if text is None or len(request.queries) != 1:
+            raise InvalidDataException("a search by text takes one query, with a vector or without")
+        if options.max_distance is not None and not request.queries.shape[1]:
+            raise InvalidDataException("max_distance is the distance of a vector: it needs a query_vector")
+        if collection.integrity.payloads:
+            collection.integrity.refuse_texts(view.snapshot)
+        ranked = score_texts(collection.documents.words, view, text)
+        best, matching = best_texts(view, request, ranked.scores)
+        found, explain = [best], None
+        if request.queries.shape[1]:
+            _check_queries(request.queries, collection.schema)
+            nearest, explain = self._nearest(collection, request, view)
+            found = [*nearest, best]
+        if options.explain:
+            explain = {"plan": "text", **(explain or {}), "texts": ranked.statistics.documents, "texts_found": matching}
+        hits = [_hits(collection, line, options, ranked.scores) for line in found]
+        return SearchReply(view.snapshot, hits, explain, ranked.statistics)
+
+    def _search_groups(self, collection: Collection, request: Search, view: CollectionView) -> SearchReply:
+        """Search for the nearest of each group."""
+        if collection.integrity.vectors:
+            collection.integrity.refuse_vectors(view.snapshot)
+        if collection.integrity.payloads and request.options.where_document is not None:
+            collection.integrity.refuse_texts(view.snapshot)
+        found, explain = search_groups(
+            view, request, lambda rows: metadata_of(collection.rows_of(rows).payloads or []), self._costs
+        )
+        hits = [
+            msgspec.structs.replace(_hits(collection, line, request.options), groups=groups) for line, groups in found
+        ]
+        return SearchReply(view.snapshot, hits, explain if request.options.explain else None)
 
     def ef_of(self, collection: Collection) -> int:
         """The search depth in force: override, else altered, else measured, else the default."""
@@ -192,6 +233,28 @@ class Reader:
             collection.depth.recall,
             collection.disk_bytes,
         )
+
+
+def _hits(
+    collection: Collection, found: Found, options: SearchOptions, scores: Float32Array | None = None
+) -> Hits:
+    """Return rows and distances as hits, with what they shall carry."""
+    rows, distances = found
+    numbers = rows.tolist()
+    payloads = vectors = None
+    with_payloads, with_vectors = options.with_payloads, options.with_vectors
+    if with_payloads or with_vectors:
+        vectors = collection.vectors_of(numbers)
+        if with_payloads:
+            payloads = collection.payloads_of(numbers, vectors)
+    ids = collection.versions.ids
+    return Hits(
+        [ids[row] for row in numbers],
+        distances.tolist(),
+        payloads,
+        vectors if with_vectors else None,
+        None if scores is None else scores[rows].tolist(),
+    )
 
 
 def _check_queries(queries: Float32Array, schema: CollectionSchema) -> None:

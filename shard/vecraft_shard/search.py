@@ -109,11 +109,9 @@ def run_search(view: SearchView, request: Search, threads: int = 1, costs: Costs
 
 def explain_search(
     view: SearchView, request: Search, threads: int = 1, costs: Costs = NOMINAL_COSTS
-) -> dict[str, Any]:
-    """Carry out a search and return what was estimated, what was done, and how many rows that took."""
-    execution = _Execution(view, request, threads, costs)
-    _, explain = execution.run()
-    return explain
+) -> tuple[list[Found], dict[str, Any]]:
+    """As :func:`run_search`; also says what was estimated, what was done, and how many rows that took."""
+    return _Execution(view, request, threads, costs).run()
 
 
 def _walk_everything(view: SearchView, hnsw: HnswIndex, request: Search, threads: int) -> list[Found] | None:

@@ -96,13 +96,18 @@ def search(
     ef: Annotated[int | None, typer.Option(help="Depth of the search.")] = None,
     exact: Annotated[bool, typer.Option("--exact", help="Compare with every record.")] = False,
     max_distance: Annotated[float | None, typer.Option(help="Leave out what is farther.")] = None,
+    text: Annotated[str | None, typer.Option(help="Words to rank documents by, alone or besides a vector.")] = None,
+    fusion: Annotated[str, typer.Option(help="How both rankings become one: rrf, or weights 0.7,0.3.")] = "rrf",
+    group_by: Annotated[str | None, typer.Option(help="The nearest of each value of this field only.")] = None,
     vectors: WithVectors = False,
 ) -> None:
     """Find the nearest records."""
     session = session_of(context)
-    if (vector is None) == (like is None):
-        raise InvalidDataException("say what to search by: --vector, or --like RECORD_ID")
-    by = vector_value(vector) if vector is not None else session.client.get(collection, like).vector.to_numpy()
+    if (vector is not None and like is not None) or (vector is None and like is None and text is None):
+        raise InvalidDataException("say what to search by: --vector, or --like RECORD_ID; --text WORDS, alone or besides")
+    by = None if vector is None else vector_value(vector)
+    if like is not None:
+        by = session.client.get(collection, like).vector.to_numpy()
     query = QueryPacket(
         query_vector=by,
         k=k,
@@ -112,15 +117,13 @@ def search(
         exact=exact,
         max_distance=max_distance,
         include=("metadata", "document", "vector") if vectors else ("metadata", "document"),
+        query_text=text,
+        fusion="rrf" if fusion == "rrf" else vector_value(fusion, "--fusion"),
+        group_by=group_by,
     )
     rows = []
     for result in session.client.search(collection, query):
-        row = {
-            "record_id": result.record_id,
-            "distance": result.distance,
-            "metadata": result.metadata,
-            "document": result.document,
-        }
+        row = result.to_dict()
         if vectors:
             row["vector"] = result.vector
         rows.append(row)

@@ -263,13 +263,16 @@ class AsyncVecraftClient(AbstractAsyncContextManager["AsyncVecraftClient"]):
         exact: bool = False,
         max_distance: float | None = None,
         include: Iterable[str] = DEFAULT_INCLUDE,
+        group_by: str | None = None,
         consistency: Consistency | None = None,
         as_of: int | datetime | None = None,
         timeout: float | None = None,
         partial: bool = False,
     ) -> list[list[SearchResult]]:
         """As ``VecraftClient.search_many``."""
-        wanted = SearchOptions.checked(k, where, where_document, ef, exact, max_distance, include)
+        wanted = SearchOptions.checked(
+            k, where, where_document, ef, exact, max_distance, include, group_by=group_by
+        )
         options = self._options(consistency, as_of, timeout, partial)
         return await self._run(self._operations.search_many(collection, queries, wanted, options))
 

@@ -246,9 +246,7 @@ class Operations:
         if explain is not False:
             check_flag(explain, "explain")
         name = collection if type(collection) is str and collection in self._names else self._checked_name(collection)
-        found = yield from self.router.search(
-            name, query.query_vector.reshape(1, -1), query.options(explain), options
-        )
+        found = yield from self.router.search(name, query.queries(), query.options(explain), options)
         results = results_of_hits(found.hits[0], query.include)
         if options.partial or explain:
             answer = SearchAnswer(results)

@@ -38,6 +38,7 @@ from vecraft_data_model.packets import CollectionInfo
 from vecraft_data_model.ports import Clock
 from vecraft_data_model.schema import CollectionSchema
 from vecraft_data_model.search_options import SearchOptions
+from vecraft_data_model.text_ranking import TextStatistics
 from vecraft_data_model.validation import check_timeout, new_txn_id
 from vecraft_db.client.http_runner import Answer, Http, HttpFlow, NoAnswer
 from vecraft_db.client.rest_wire import (
@@ -194,7 +195,9 @@ class RestRouter:
         options: ReadOptions = DEFAULT_OPTIONS,
     ) -> HttpFlow[Found]:
         """Return the nearest records to each row of ``queries`` (q, dim) float32."""
-        body = {"queries": to_base64(queries), "format": "columns", "partial": options.partial, **search_body(wanted)}
+        body = {"format": "columns", "partial": options.partial, **search_body(wanted)}
+        if queries.shape[1]:
+            body["queries"] = to_base64(queries)
         data = yield from self._read("POST", f"/collections/{quoted(collection)}/search_many", body, options)
         explained = data["explain"]
         return Found(
@@ -202,6 +205,7 @@ class RestRouter:
             hits=[hits_from_columns(hits) for hits in data["hits"]],
             missing=tuple(data["missing"]),
             explain=None if explained is None else {int(shard): plan for shard, plan in explained.items()},
+            statistics=msgspec.convert(data["statistics"], TextStatistics | None),
         )
 
     def scan_page(

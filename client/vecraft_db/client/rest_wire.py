@@ -138,8 +138,11 @@ def search_body(wanted: SearchOptions) -> dict[str, Any]:
     """Return what a search asks for as keys of a body; what has its default is left out."""
     body = msgspec.structs.asdict(wanted)
     left_out = [name for name, value in body.items() if value == _SEARCH_DEFAULTS[name]]
-    for name in (*left_out, "where", "where_document"):
+    for name in (*left_out, "where", "where_document", "text"):
         body.pop(name, None)
+    if wanted.text is not None:
+        text = wanted.text
+        body.update(query_text=" ".join(text.words), fusion=text.fusion, statistics=text.statistics)
     return {**body, **filters(wanted.where, wanted.where_document)}
 
 

@@ -14,6 +14,7 @@ only passes on, and the reader can prove what the writer signed. Both directions
 from __future__ import annotations
 
 import binascii
+import math
 from collections.abc import Sequence
 from itertools import accumulate
 from typing import Any
@@ -80,6 +81,10 @@ def hits_to_columns(hits: Hits) -> dict[str, Any]:
         columns["payloads"] = pack_payloads(hits.payloads)
     if hits.vectors is not None:
         columns["vectors"] = to_base64(hits.vectors)
+    if hits.scores is not None:
+        columns["scores"] = hits.scores
+    if hits.groups is not None:
+        columns["groups"] = hits.groups
     return columns
 
 
@@ -87,9 +92,12 @@ def hits_from_columns(columns: dict[str, Any]) -> Hits:
     """Return what :func:`hits_to_columns` was given."""
     return Hits(
         ids=columns["ids"],
-        distances=columns["distances"],
+        # JSON has no NaN, which is the distance where no vectors were compared.
+        distances=[math.nan if distance is None else distance for distance in columns["distances"]],
         payloads=_payloads(columns),
         vectors=_vectors(columns),
+        scores=columns.get("scores"),
+        groups=columns.get("groups"),
     )
 
 

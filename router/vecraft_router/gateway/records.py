@@ -153,6 +153,8 @@ def hits_to_json(hits: Hits, include: Include, base64: bool) -> list[dict[str, A
         {"record_id": record_id, "distance": distance}
         for record_id, distance in zip(hits.ids, hits.distances, strict=True)
     ]
+    if hits.scores is not None:
+        _fill(records, "score", hits.scores)
     if hits.payloads is not None:
         if include.metadata:
             _fill(records, "metadata", metadata_of(hits.payloads))

@@ -12,6 +12,8 @@ from typing import Annotated, Any, Literal
 import msgspec
 from msgspec import UNSET, Meta, UnsetType
 
+from vecraft_data_model.text_ranking import TextStatistics
+
 
 def _any(description: str, **schema: Any) -> Meta:
     return Meta(description=description, extra_json_schema=schema or None)
@@ -44,6 +46,19 @@ Include = Annotated[
     Any,
     _any("What records come with", type="array", items={"enum": ["metadata", "document", "vector"]}),
 ]
+QueryText = Annotated[Any, _any("Words to rank documents by (BM25), besides or instead of a vector", type="string")]
+FusionOf = Annotated[
+    Any,
+    _any(
+        'How both rankings become one: "rrf", or weights',
+        anyOf=[
+            {"enum": ["rrf"]},
+            {"type": "object", "properties": {"vector": {"type": "number"}, "text": {"type": "number"}}},
+            {"type": "array", "items": {"type": "number"}},
+        ],
+    ),
+]
+GroupBy = Annotated[Any, _any("The nearest of each value of this metadata field, of the k nearest", type="string")]
 Expect = Annotated[Any, _any('"absent", "present", or the commit timestamp that the records must have')]
 TxnId = Annotated[Any, _any("Chosen by the client, once: a retry with the same id is carried out once", type="string")]
 Payloads = Annotated[Any, _any("Encoded records {b64, sizes}, instead of metadatas and documents", type="object")]
@@ -131,9 +146,9 @@ class DeleteBody(Body):
 
 
 class Query(Body):
-    """One query."""
+    """One query: by a vector, by a text, or by both."""
 
-    query_vector: Vector
+    query_vector: Vector = None
     k: Annotated[Any, _any("How many", type="integer", minimum=1, default=10)] = 10
     where: Where = None
     where_document: WhereDocument = None
@@ -141,21 +156,29 @@ class Query(Body):
     exact: Any = False
     max_distance: Annotated[Any, _any("Farther ones are left out", type="number")] = None
     include: Include = ("metadata", "document")
+    query_text: QueryText = None
+    fusion: FusionOf = "rrf"
+    group_by: GroupBy = None
     checksum_algorithm: Any = None
     checksum: Annotated[Any, _any("Accepted and not used: a query is not stored")] = None
 
 
 class SearchBody(Body):
-    """One search."""
+    """One search. With ``explain`` the answer is ``{"results": […], "explain": {shard: plan}}``."""
 
     query: Query
     partial: bool = False
+    explain: bool = False
 
 
 class SearchManyBody(Body):
-    """Several searches that share everything but the vector."""
+    """Several searches that share everything but the vector; or one with ``query_text``, with a vector or without.
 
-    queries: Vectors
+    Clients that join rankings themselves ask in columns with ``"fusion": null``, and get the ranking by vector, the one
+    by text, and the statistics behind it; ``statistics`` says by which to rank.
+    """
+
+    queries: Vectors = None
     k: Annotated[Any, _any("How many", type="integer", minimum=1, default=10)] = 10
     where: Where = None
     where_document: WhereDocument = None
@@ -163,6 +186,10 @@ class SearchManyBody(Body):
     exact: Any = False
     max_distance: Annotated[Any, _any("Farther ones are left out", type="number")] = None
     include: Include = ("metadata", "document")
+    query_text: QueryText = None
+    fusion: FusionOf = "rrf"
+    statistics: TextStatistics | None = None
+    group_by: GroupBy = None
     partial: bool = False
     explain: bool = False
     format: Format = "rows"

@@ -1,14 +1,9 @@
-"""Which rows match a ``where_document``: full text in SQLite FTS5, JSON documents in an index of their fields.
+"""Which rows match a ``where_document``: words and trigrams of texts, and the fields of JSON documents.
 
-Texts of *settled* rows (those in the last checkpoint) are in two FTS5 tables, which hold no copy of the text::
-
-    words_<n>     one token per word of ``filters.words``        $matches: exact, as the tokens are those words
-    trigrams_<n>  every three characters in a row                $contains: candidates, then verified in the text
-
-What a word is is not left to SQLite, whose Unicode tables are others than Python's: words go in as ``filters.words``
-gives them, with spaces between, and the ``ascii`` tokenizer leaves them whole. Trigrams are made by SQLite; it stops at
-NUL, which is replaced before, in texts and in what is searched for. Query strings are made of quoted tokens only, so
-text never becomes syntax.
+``$matches`` is answered by :mod:`~vecraft_shard.indexes.words`, exactly. For ``$contains``, texts of *settled* rows
+(those in the last checkpoint) are in an FTS5 table that holds no copy of them, but every three characters in a row: it
+yields candidates, which are then verified in the text. Trigrams are made by SQLite; it stops at NUL, which is replaced
+before, in texts and in what is searched for. Query strings are made of quoted tokens only: text never becomes syntax.
 
 Texts of rows after those, and any text when a substring is shorter than three characters, are read and looked at. What
 was found is kept per condition with the number of rows it holds for: rows never change, so only later rows are looked
@@ -40,10 +35,10 @@ from vecraft_data_model.filters import (
     DocumentWhere,
     TextContains,
     TextMatches,
-    words,
 )
 from vecraft_shard.indexes.metadata import MetadataIndex
 from vecraft_shard.indexes.rowset import RowSet
+from vecraft_shard.indexes.words import WordIndex
 from vecraft_shard.sqlite_errors import DATABASE, as_our_own
 
 _TRIGRAM: Final = 3
@@ -63,8 +58,9 @@ class DocumentIndex:
         texts: Returns the text documents of rows, None for rows with another document or none.
 
     Attributes:
-        settled: Texts of rows below are in the tables.
+        settled: Texts of rows below are in the table of trigrams.
         json: The index of JSON documents.
+        words: The index of the words of texts.
     """
 
     def __init__(
@@ -72,9 +68,9 @@ class DocumentIndex:
     ) -> None:
         self.settled = 0
         self.json = MetadataIndex()
+        self.words = WordIndex(connection, ordinal, texts)
         self._connection = connection
         self._texts = texts
-        self._words = f"words_{int(ordinal)}"
         self._trigrams = f"trigrams_{int(ordinal)}"
         self._segments = f"json_documents_{int(ordinal)}"
         self._answers: OrderedDict[_TextCondition, tuple[int, RowSet]] = OrderedDict()
@@ -85,11 +81,8 @@ class DocumentIndex:
     def create_tables(self) -> None:
         """Make the tables, empty, inside the caller's transaction."""
         self.drop_tables()
+        self.words.create_tables()
         execute = self._connection.execute
-        execute(
-            f"CREATE VIRTUAL TABLE {self._words} USING fts5"
-            "(text, content='', columnsize=0, detail=none, tokenize='ascii')"
-        )
         execute(
             f"CREATE VIRTUAL TABLE {self._trigrams} USING fts5"
             "(text, content='', columnsize=0, detail=none, tokenize='trigram case_sensitive 1')"
@@ -98,7 +91,8 @@ class DocumentIndex:
 
     def drop_tables(self) -> None:
         """Remove the tables, inside the caller's transaction."""
-        for table in (self._words, self._trigrams, self._segments):
+        self.words.drop_tables()
+        for table in (self._trigrams, self._segments):
             self._connection.execute(f"DROP TABLE IF EXISTS {table}")
 
     def index_text(self, first_row: int, texts: Sequence[str | None]) -> None:
@@ -113,10 +107,7 @@ class DocumentIndex:
         if not texts:
             return
         rows = [(row, text) for row, text in enumerate(texts, first_row) if text]
-        self._connection.executemany(
-            f"INSERT INTO {self._words} (rowid, text) VALUES (?, ?)",
-            ((row, " ".join(words(text))) for row, text in rows),
-        )
+        self.words.index_text(first_row, texts)
         self._connection.executemany(
             f"INSERT INTO {self._trigrams} (rowid, text) VALUES (?, ?)",
             ((row, text.replace("\0", "\ufffd")) for row, text in rows),
@@ -127,6 +118,7 @@ class DocumentIndex:
     def settle(self, rows: int) -> None:
         """Texts of the rows below ``rows`` are in the tables from now on, committed."""
         self.settled = rows
+        self.words.settle(rows)
 
     def restore(self, rows: int) -> None:
         """Take up what the tables hold, of the rows below ``rows``, when a collection is opened.
@@ -143,6 +135,7 @@ class DocumentIndex:
             self.json.load(segment)
         if known:
             self.settled = rows
+            self.words.restore(rows)
 
     # ------------------------------------------------------------------------------------------- writing
 
@@ -185,13 +178,16 @@ class DocumentIndex:
             return RowSet.of_rows(found.rows()[: int(np.searchsorted(found.rows(), n_rows))])
         if known == n_rows:
             return found
-        parts = [found.rows()]
-        settled = min(self.settled, n_rows)
-        if known < settled:
-            parts.append(self._search_tables(condition, known, settled))
-            known = settled
-        parts.append(self._read(condition, np.arange(known, n_rows)))
-        found = RowSet.of_rows(np.concatenate(parts))
+        if isinstance(condition, TextMatches):
+            found = RowSet.of_rows(self.words.rows_with_all(condition.words, n_rows))
+        else:
+            parts = [found.rows()]
+            settled = min(self.settled, n_rows)
+            if known < settled:
+                parts.append(self._search_table(condition.text, known, settled))
+                known = settled
+            parts.append(self._read(condition.text, np.arange(known, n_rows)))
+            found = RowSet.of_rows(np.concatenate(parts))
         with self._lock:
             self._answers[condition] = (n_rows, found)
             self._answers.move_to_end(condition)
@@ -199,23 +195,21 @@ class DocumentIndex:
                 self._answers.popitem(last=False)
         return found
 
-    def _search_tables(self, condition: _TextCondition, lo: int, hi: int) -> np.ndarray[Any, np.dtype[np.int64]]:
-        """The rows ``[lo, hi)`` whose text matches, by the tables."""
-        if isinstance(condition, TextMatches):
-            rows = self._query(self._words, condition.words[:_TOKENS_ASKED], lo, hi)
-            return rows if len(condition.words) <= _TOKENS_ASKED else self._read(condition, rows)
-        text = condition.text.replace("\0", "\ufffd")
+    def _search_table(self, wanted: str, lo: int, hi: int) -> np.ndarray[Any, np.dtype[np.int64]]:
+        """The rows ``[lo, hi)`` whose text holds a substring, by the table of trigrams."""
+        text = wanted.replace("\0", "\ufffd")
         if len(text) < _TRIGRAM:
-            return self._read(condition, np.arange(lo, hi))
+            return self._read(wanted, np.arange(lo, hi))
         trigrams = dict.fromkeys(text[i : i + _TRIGRAM] for i in range(len(text) - _TRIGRAM + 1))
         step = -(-len(trigrams) // _TOKENS_ASKED)
-        rows = self._query(self._trigrams, list(trigrams)[::step], lo, hi)
+        rows = self._query(list(trigrams)[::step], lo, hi)
         if len(text) == _TRIGRAM and "\ufffd" not in text:
             return rows
-        return self._read(condition, rows)
+        return self._read(wanted, rows)
 
-    def _query(self, table: str, tokens: Sequence[str], lo: int, hi: int) -> np.ndarray[Any, np.dtype[np.int64]]:
-        """The rows ``[lo, hi)`` that have all tokens, ascending."""
+    def _query(self, tokens: Sequence[str], lo: int, hi: int) -> np.ndarray[Any, np.dtype[np.int64]]:
+        """The rows ``[lo, hi)`` that have all trigrams, ascending."""
+        table = self._trigrams
         quoted = " AND ".join('"' + token.replace('"', '""') + '"' for token in tokens)
         with as_our_own(DATABASE):
             found = self._connection.execute(
@@ -224,19 +218,11 @@ class DocumentIndex:
             ).fetchall()
         return np.fromiter((row for (row,) in found), np.int64, len(found))
 
-    def _read(
-        self, condition: _TextCondition, rows: np.ndarray[Any, np.dtype[np.int64]]
-    ) -> np.ndarray[Any, np.dtype[np.int64]]:
-        """Those of ``rows`` whose text matches, by reading it."""
+    def _read(self, wanted: str, rows: np.ndarray[Any, np.dtype[np.int64]]) -> np.ndarray[Any, np.dtype[np.int64]]:
+        """Those of ``rows`` whose text holds a substring, by reading it."""
         kept: list[int] = []
         for first in range(0, len(rows), _TEXTS_AT_ONCE):
             part = rows[first : first + _TEXTS_AT_ONCE].tolist()
             texts = zip(part, self._texts(part), strict=True)
-            if isinstance(condition, TextContains):
-                wanted = condition.text
-                kept += [row for row, text in texts if text is not None and wanted in text]
-            else:
-                every = set(condition.words)
-                kept += [row for row, text in texts if text is not None and every.issubset(words(text))]
+            kept += [row for row, text in texts if text is not None and wanted in text]
         return np.array(kept, np.int64)
-

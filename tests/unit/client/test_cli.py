@@ -96,6 +96,17 @@ def test_search_scan_and_count(vecraft: Command, tmp_path: Path) -> None:
     assert vecraft("count", "things", "--where-document", '{"$contains": "number 1"}')[1] == "11\n"
 
 
+def test_search_by_text_and_by_group(vecraft: Command) -> None:
+    _, out, _ = vecraft("search", "things", "--text", "number 3", "-k", "2", json=True)
+    best, second = lines_of(out)
+    assert best["record_id"] == "t03" and best["distance"] is None and best["score"] > second["score"] > 0
+    arguments = ("search", "things", "--vector", "4,0,0", "--text", "13", "-k", "1", "--fusion")
+    assert lines_of(vecraft(*arguments, "[0, 1]", json=True)[1])[0]["record_id"] == "t13"
+    assert lines_of(vecraft(*arguments, "[1, 0]", json=True)[1])[0]["record_id"] == "t03"
+    _, out, _ = vecraft("search", "things", "--like", "t03", "--group-by", "kind", json=True)
+    assert [line["record_id"] for line in lines_of(out)] == ["t03", "t00"]
+
+
 def test_tables_for_people_are_not_cut_in_a_file(vecraft: Command) -> None:
     _, out, _ = vecraft("search", "things", "--vector", "4,0,0", "-k", "1", "--vectors")
     header, row = out.splitlines()

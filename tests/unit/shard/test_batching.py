@@ -13,6 +13,7 @@ from vecraft_data_model.errors import CollectionNotExistedException, InvalidData
 from vecraft_data_model.filters import parse_where
 from vecraft_data_model.messages import Count, CountReply, Refused, Request, Response, Search, SearchReply
 from vecraft_data_model.search_options import SearchOptions
+from vecraft_shard import search as searching
 from vecraft_shard.batching import answer_all
 
 
@@ -74,3 +75,19 @@ def test_alike_searches_are_one_and_a_session_is_never_behind_itself() -> None:
 
     answer_all([search("r1", min_ts=3), search("r2", min_ts=9), search("r3", snapshot=5)], answer)
     assert [(len(request.queries), request.min_ts, request.snapshot) for request in asked] == [(2, 9, 0), (1, 0, 5)]
+
+
+def test_a_search_that_is_explained_is_carried_out_once(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is said of it is then said of the search that gave the answer, not of another one that came later."""
+    ran = []
+    run = searching._Execution.run
+
+    def counted(execution: searching._Execution) -> object:
+        ran.append(execution)
+        return run(execution)
+
+    monkeypatch.setattr(searching._Execution, "run", counted)
+    plain, explained = bench.ask(search("r1", exact=True)), bench.ask(search("r1", exact=True, explain=True))
+    assert isinstance(plain, SearchReply) and isinstance(explained, SearchReply)
+    assert explained.hits == plain.hits and explained.explain is not None and explained.explain["plan"] == "exact"
+    assert len(ran) == 2

@@ -251,7 +251,8 @@ def test_a_filter_far_from_the_query_still_yields_k() -> None:
         found = search(view, asked, costs=costs)
         assert all(len(line) == 10 for line in found)
         assert recall(found, view.expected(asked)) >= 0.95
-        explained = explain_search(view, asked, costs=costs)
+        answered, explained = explain_search(view, asked, costs=costs)
+        assert view.answers(answered) == found
         assert explained["matching"] == 3000 and explained["queries"] == 20
     assert explained["plan"] == "hnsw_overfetch" and explained["queries_repaired"] == 20
 

@@ -135,7 +135,33 @@ SEARCH = [
     ("max_distance", {"max_distance": "far"}, "max_distance"),
     ("include", {"include": ["vectors"]}, "vectors"),
     ("include text", {"include": "metadata"}, "include"),
+    ("text", {"query_text": 7}, "query_text"),
+    ("text without words", {"query_text": "?!"}, "query_text"),
+    ("fusion", {"query_text": "a", "fusion": "best"}, "fusion"),
+    ("fusion of nothing", {"query_text": "a", "fusion": [0, 0]}, "fusion"),
+    ("group_by", {"group_by": ["a"]}, "group_by"),
 ]
+
+
+@pytest.mark.parametrize(
+    "statistics",
+    [
+        {"documents": 1, "words": 1, "frequencies": []},
+        {"documents": 1, "words": 1, "frequencies": [2]},
+        {"documents": 3, "words": 2, "frequencies": [1]},
+        {"documents": -1, "words": -1, "frequencies": [-1]},
+    ],
+)
+async def test_statistics_that_cannot_be(unharmed: httpx.AsyncClient, statistics: dict[str, Any]) -> None:
+    body = {"query_text": "thing", "fusion": None, "format": "columns", "statistics": statistics}
+    refused(await unharmed.post("/collections/c/search_many", json=body), 400, "invalid_argument", "statistics")
+
+
+async def test_a_text_goes_with_one_query(unharmed: httpx.AsyncClient) -> None:
+    body = {"query_text": "thing", "queries": [[1, 2, 3, 4]] * 2}
+    refused(await unharmed.post("/collections/c/search_many", json=body), 400, "invalid_argument", "one query")
+    body = {"query_text": "thing", "max_distance": 1.0}
+    refused(await unharmed.post("/collections/c/search_many", json=body), 400, "invalid_argument", "query_vector")
 
 
 @pytest.mark.parametrize(("label", "argument", "named"), SEARCH, ids=[label for label, _, _ in SEARCH])

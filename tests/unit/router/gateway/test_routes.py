@@ -113,6 +113,27 @@ async def test_search_forms(api: httpx.AsyncClient, books: str) -> None:
     assert set(explained) == {"results", "explain"} and explained["explain"]
 
 
+async def test_search_by_text_and_by_group(api: httpx.AsyncClient, books: str) -> None:
+    by_text = (await api.post(f"{books}/search", json={"query": {"query_text": "red book", "include": []}})).json()
+    assert [(hit["record_id"], hit["distance"]) for hit in by_text] == [("a", None), ("b", None)]
+    assert by_text[0]["score"] > by_text[1]["score"] > 0
+    both = {"query_vector": [1, 0], "query_text": "red", "fusion": {"vector": 0, "text": 1}, "include": []}
+    hits = (await api.post(f"{books}/search", json={"query": both})).json()
+    assert (hits[0]["record_id"], hits[0]["distance"]) == ("a", 1)
+    many = {"query_text": "red book", "include": []}
+    assert (await api.post(f"{books}/search_many", json=many)).json() == [by_text]
+    asked = {"query": {"query_text": "red", "include": []}, "explain": True}
+    explained = (await api.post(f"{books}/search", json=asked)).json()
+    assert [hit["record_id"] for hit in explained["results"]] == ["a"] and explained["explain"]
+    grouped = {"query_vector": [0, 0], "group_by": "year", "include": ["metadata"]}
+    hits = (await api.post(f"{books}/search", json={"query": grouped})).json()
+    assert [hit["metadata"]["year"] for hit in hits] == [1900, 1950]
+    apart = {"query_text": "blue", "queries": [[0, 0]], "fusion": None, "format": "columns"}
+    answer = (await api.post(f"{books}/search_many", json=apart)).json()
+    assert [hits["ids"] for hits in answer["hits"]] == [["a", "b", "c"], ["b"]]
+    assert answer["statistics"] == {"documents": 2, "words": 6, "frequencies": [1]}
+
+
 async def test_get_count_scan_delete(api: httpx.AsyncClient, books: str) -> None:
     some = (await api.post(f"{books}/get", json={"ids": ["c", "zz", "a", "c"], "include": ["document"]})).json()
     assert [record and record["record_id"] for record in some] == ["c", None, "a", "c"]

@@ -1,0 +1,204 @@
+"""Which text documents have a word, and how often: postings of words, for ``$matches`` and for ranking by BM25.
+
+Words of *settled* rows (those in the last checkpoint) are in two tables, one segment per checkpoint::
+
+    terms_<n>    word, first row of the segment → the rows that have it (u32 each, ascending), and how often
+                 (u32 each; nothing: once each)
+    lengths_<n>  first row of the segment → words of each of its rows (u32 each; 0: no text, or one without words)
+
+Numbers are little-endian. Rows after those are read and counted in memory when they are first asked about, each once.
+
+What a word is, :func:`vecraft_data_model.filters.words` says. Rows never change, and what is said here holds for all of
+them; whether a snapshot sees them is the caller's business.
+
+Any number of threads may ask; ``create_tables``, ``drop_tables`` and ``index_text`` are for the one that makes
+checkpoints.
+"""
+
+from __future__ import annotations
+
+import sqlite3
+import threading
+from collections import Counter
+from collections.abc import Callable, Sequence
+
+import numpy as np
+import numpy.typing as npt
+
+from vecraft_data_model.filters import words
+from vecraft_shard.indexes.columns import GrowingArray
+from vecraft_shard.sqlite_errors import DATABASE, as_our_own
+
+Int64Array = npt.NDArray[np.int64]
+Counts = npt.NDArray[np.uint32]
+
+_TEXTS_AT_ONCE = 1024
+
+
+class WordIndex:
+    """The words of one collection's text documents.
+
+    Args:
+        connection: The shard's SQLite connection, usable from all threads.
+        ordinal: Number of the collection in table names.
+        texts: Returns the text documents of rows, None for rows with another document or none.
+
+    Attributes:
+        settled: Words of rows below are in the tables, committed.
+    """
+
+    def __init__(
+        self, connection: sqlite3.Connection, ordinal: int, texts: Callable[[Sequence[int]], list[str | None]]
+    ) -> None:
+        self.settled = 0
+        self._connection = connection
+        self._texts = texts
+        self._terms = f"terms_{int(ordinal)}"
+        self._lengths = f"lengths_{int(ordinal)}"
+        self._before = f"words_{int(ordinal)}"  # what files of an earlier state of this format have instead
+        self._known_lengths = GrowingArray(np.uint32)
+        self._fresh = _Fresh(0)
+        self._lock = threading.Lock()
+
+    # ------------------------------------------------------------------------------------------- tables
+
+    def create_tables(self) -> None:
+        """Make the tables, empty, inside the caller's transaction."""
+        self.drop_tables()
+        self._connection.execute(
+            f"CREATE TABLE {self._terms} (word TEXT NOT NULL, first_row INTEGER NOT NULL, rows BLOB NOT NULL,"
+            " counts BLOB NOT NULL, PRIMARY KEY (word, first_row)) WITHOUT ROWID"
+        )
+        self._connection.execute(
+            f"CREATE TABLE {self._lengths} (first_row INTEGER PRIMARY KEY, lengths BLOB NOT NULL)"
+        )
+
+    def drop_tables(self) -> None:
+        """Remove the tables, inside the caller's transaction."""
+        for table in (self._terms, self._lengths, self._before):
+            self._connection.execute(f"DROP TABLE IF EXISTS {table}")
+
+    def index_text(self, first_row: int, texts: Sequence[str | None]) -> None:
+        """Put the words of the rows ``first_row …`` into the tables, inside the caller's transaction."""
+        if not self._has_tables():
+            self.create_tables()
+            texts = [*self._texts(range(first_row)), *texts]
+            first_row = 0
+        counted = [words(text) if text else [] for text in texts]
+        lengths = np.fromiter(map(len, counted), np.int64, len(counted))
+        flat = [word for found in counted for word in found]
+        codes = {word: code for code, word in enumerate(sorted(set(flat)))}
+        last_row = first_row + len(texts)
+        places = np.fromiter(map(codes.__getitem__, flat), np.int64, len(flat)) * last_row
+        places += np.repeat(np.arange(first_row, last_row), lengths)
+        entries, counts = np.unique(places, return_counts=True)
+        owners, rows = np.divmod(entries, max(last_row, 1))
+        bounds = np.searchsorted(owners, np.arange(len(codes) + 1)).tolist()
+        self._connection.executemany(
+            f"INSERT INTO {self._terms} VALUES (?, ?, ?, ?)",
+            (
+                (word, first_row, rows[lo:hi].astype("<u4").tobytes(), _packed(counts[lo:hi]))
+                for word, lo, hi in zip(codes, bounds[:-1], bounds[1:], strict=True)
+            ),
+        )
+        self._connection.execute(
+            f"INSERT INTO {self._lengths} VALUES (?, ?)", (first_row, lengths.astype("<u4").tobytes())
+        )
+
+    def settle(self, rows: int) -> None:
+        """Words of the rows below ``rows`` are in the tables from now on, committed."""
+        with self._lock:
+            self.settled = rows
+            self._fresh = _Fresh(rows)
+
+    def restore(self, rows: int) -> None:
+        """Take up what the tables hold, of the rows below ``rows``, when a collection is opened."""
+        if self._has_tables():
+            self.settle(rows)
+
+    def _has_tables(self) -> bool:
+        with as_our_own(DATABASE):
+            found = self._connection.execute("SELECT 1 FROM sqlite_master WHERE name = ?", (self._lengths,))
+            return found.fetchone() is not None
+
+    # ----------------------------------------------------------------------------------------- answering
+
+    def postings(self, word: str, n_rows: int) -> tuple[Int64Array, Counts]:
+        """Return the rows below ``n_rows`` that have a word, ascending, and how often each has it."""
+        with self._lock:
+            settled = self.settled
+            fresh_rows, fresh_counts = self._up_to(n_rows).postings.get(word, ((), ()))
+            parts = [(np.array(fresh_rows, np.int64), np.array(fresh_counts, np.uint32))]
+        with as_our_own(DATABASE):
+            stored = self._connection.execute(
+                f"SELECT rows, counts FROM {self._terms} WHERE word = ? AND first_row < ? ORDER BY first_row DESC",
+                (word, settled),
+            ).fetchall() if settled else ()
+        for packed_rows, packed_counts in stored:
+            segment = np.frombuffer(packed_rows, "<u4")
+            counts = np.frombuffer(packed_counts, "<u4") if packed_counts else np.ones(len(segment), np.uint32)
+            parts.append((segment.astype(np.int64), counts))
+        rows, counts = (np.concatenate(column) for column in zip(*reversed(parts), strict=True))
+        if len(rows) and rows[-1] >= n_rows:
+            size = int(np.searchsorted(rows, n_rows))
+            rows, counts = rows[:size], counts[:size]
+        return rows, counts
+
+    def rows_with_all(self, wanted: Sequence[str], n_rows: int) -> Int64Array:
+        """Return the rows below ``n_rows`` that have every one of the words, ascending."""
+        rows, _ = self.postings(wanted[0], n_rows)
+        for word in wanted[1:]:
+            if not len(rows):
+                break
+            rows = np.intersect1d(rows, self.postings(word, n_rows)[0], assume_unique=True)
+        return rows
+
+    def lengths(self, n_rows: int) -> npt.NDArray[np.uint32]:
+        """Return the number of words of each row below ``n_rows``; 0: no text, or one without words."""
+        with self._lock:
+            fresh = self._up_to(n_rows)
+            if self._known_lengths.size < self.settled:
+                self._load_lengths()
+            known = self._known_lengths.array[: self.settled]
+            return np.concatenate((known, np.array(fresh.lengths, np.uint32)))[:n_rows]
+
+    def _load_lengths(self) -> None:
+        with as_our_own(DATABASE):
+            segments = self._connection.execute(
+                f"SELECT lengths FROM {self._lengths} WHERE first_row >= ? AND first_row < ? ORDER BY first_row",
+                (self._known_lengths.size, self.settled),
+            ).fetchall()
+        for (packed,) in segments:
+            self._known_lengths.extend(np.frombuffer(packed, "<u4"))
+
+    def _up_to(self, n_rows: int) -> _Fresh:
+        """Count the rows that are neither in the tables nor counted yet. The lock is held."""
+        fresh = self._fresh
+        for first in range(fresh.rows, n_rows, _TEXTS_AT_ONCE):
+            fresh.add(self._texts(range(first, min(first + _TEXTS_AT_ONCE, n_rows))))
+        return fresh
+
+
+class _Fresh:
+    """The words of rows that are not settled, from ``first_row`` on."""
+
+    def __init__(self, first_row: int) -> None:
+        self.rows = first_row
+        """Rows below are counted."""
+        self.lengths: list[int] = []
+        self.postings: dict[str, tuple[list[int], list[int]]] = {}
+
+    def add(self, texts: Sequence[str | None]) -> None:
+        """Count the documents of the next rows."""
+        for row, text in enumerate(texts, self.rows):
+            found = words(text) if text else []
+            self.lengths.append(len(found))
+            for word, count in Counter(found).items():
+                rows, counts = self.postings.setdefault(word, ([], []))
+                rows.append(row)
+                counts.append(count)
+        self.rows += len(texts)
+
+
+def _packed(counts: npt.NDArray[np.integer]) -> bytes:
+    return b"" if counts.max() == 1 else counts.astype("<u4").tobytes()
