@@ -12,6 +12,7 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from typing import Any, TypeVar
 
 from vecraft_cluster.carriers import LATE, ActorCarrier, SocketCarrier, bring_all
@@ -155,7 +156,7 @@ class RayRunner:
             self._carrier(shard, group),
             f"shard {shard}",
             self._pack,
-            self._unpack,
+            partial(self._unpack, shard),
             self._launcher,
             in_flight_max=in_flight[group],
             batch_max=1 if service else config.max_batch_requests,
@@ -179,10 +180,10 @@ class RayRunner:
 
     def _pack(self, requests: Sequence[Request], timeout: float) -> tuple[float, Batch]:
         state = self._state
-        return timeout, Batch(list(requests), state.hlc.last, state.cluster_map.epoch)
+        return timeout, Batch(list(requests), state.hlc.last, state.cluster_map.epoch, state.clock.now_ms())
 
-    def _unpack(self, reply: BatchReply, count: int) -> list[Any]:
-        self._state.overhear(reply.clock)
+    def _unpack(self, shard: int, reply: BatchReply, count: int) -> list[Any]:
+        self._state.hear(shard, reply)
         return reply.responses
 
     def _perform(self, effect: Effect) -> ClusterMap | None:

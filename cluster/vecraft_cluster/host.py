@@ -147,9 +147,10 @@ class ShardHost:
                     break
             else:
                 shard = self._shard
-                responses = shard.execute(requests, self._clock.now_ms(), batch.clock, batch.map_epoch)
+                now_ms = self._clock.now_ms()
+                responses = shard.execute(requests, now_ms, batch.clock, batch.map_epoch)
                 self._check_lease("not done")
-                return BatchReply(responses, shard.clock_last)
+                return BatchReply(responses, shard.clock_last, now_ms, batch.sent_ms)
             solo = any(type(request) is Checkpoint for request in requests)
             reply = self._queue.submit(batch, timeout, solo=solo)
         finally:
@@ -287,7 +288,8 @@ class ShardHost:
         shard = self._shard
         self._check_lease("not done")
         try:
-            responses = shard.execute(requests, self._clock.now_ms(), clock, batches[0].map_epoch)
+            now_ms = self._clock.now_ms()
+            responses = shard.execute(requests, now_ms, clock, batches[0].map_epoch)
         except BaseException as error:
             # A defect, or an interrupt in the middle of applying: memory may now differ from the log.
             self._broken = error
@@ -297,7 +299,7 @@ class ShardHost:
         if len(batches) > 1 and isinstance(responses[0], Refused) and isinstance(responses[0].error, ClockSkewError):
             # The group was refused for one sender's clock, before anything was done: only that one shall hear of it.
             return [outcome for batch in batches for outcome in self._carry_out([batch])]
-        return _share_out(batches, responses, shard.clock_last)
+        return _share_out(batches, responses, shard.clock_last, now_ms)
 
     def _maintain(self) -> None:
         failures = 0
@@ -357,14 +359,14 @@ def port_lookup(hosts: Mapping[int, ShardPort]) -> Callable[[int], ShardPort]:
     return peer
 
 
-def _share_out(batches: list[Batch], responses: Sequence[Response], clock: int) -> list[Outcome]:
+def _share_out(batches: list[Batch], responses: Sequence[Response], clock: int, now_ms: int) -> list[Outcome]:
     if len(batches) == 1:
-        return [BatchReply(list(responses), clock)]
+        return [BatchReply(list(responses), clock, now_ms, batches[0].sent_ms)]
     outcomes: list[Outcome] = []
     start = 0
     for batch in batches:
         end = start + len(batch.requests)
-        outcomes.append(BatchReply(list(responses[start:end]), clock))
+        outcomes.append(BatchReply(list(responses[start:end]), clock, now_ms, batch.sent_ms))
         start = end
     return outcomes
 

@@ -25,6 +25,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from vecraft_data_model.errors import (
+    ClockSkewError,
     InvalidDataException,
     StaleMapError,
     TimeoutException,
@@ -32,7 +33,17 @@ from vecraft_data_model.errors import (
     WriteConflictException,
 )
 from vecraft_data_model.hlc import physical_ms
-from vecraft_data_model.messages import Aborted, Committed, Mutation, Refused, Request, Resolve, Transaction, Undecided
+from vecraft_data_model.messages import (
+    Aborted,
+    Committed,
+    Mutation,
+    Refused,
+    Request,
+    Resolve,
+    Status,
+    Transaction,
+    Undecided,
+)
 from vecraft_data_model.packets import CommitResult
 from vecraft_data_model.placement import primary_of
 from vecraft_data_model.validation import check_txn_id
@@ -44,6 +55,7 @@ from vecraft_router.splitting import content_hash, split_mutations, split_reads,
 from vecraft_router.state import RouterState
 
 _RELEASE_S = 1.0
+_COMPARE_S = 1.0
 
 
 class Committer:
@@ -81,6 +93,8 @@ class Committer:
         deadline = state.deadline() if deadline is None else deadline
         if not mutations and not everywhere:
             return Commit(CommitResult(txn_id or state.new_txn_id(), snapshot or state.now(), 0))
+        if state.skew.is_off:
+            yield from self._check_clock(deadline)
         digest = content if content is not None else content_hash(mutations)
         patience = Patience(state, deadline)
         while True:
@@ -161,6 +175,24 @@ class Committer:
             )
             for shard in sorted(by_shard.keys() | reads_by_shard.keys())
         }
+
+    def _check_clock(self, deadline: float) -> Flow[None]:
+        """Refuse to write with a wall clock that is off, unless it turns out that it was set meanwhile.
+
+        Raises:
+            ClockSkewError: It is off by more than 80% of the accepted skew.
+        """
+        state = self._state
+        soon = min(deadline, state.clock.monotonic() + _COMPARE_S)
+        yield Ask({shard: Status() for shard in state.cluster_map.all_shards()}, soon)
+        if state.skew.is_off:
+            off_ms = state.skew.off_ms
+            raise ClockSkewError(
+                f"this router does not write: its clock is at least {abs(off_ms)} ms "
+                f"{'ahead of' if off_ms > 0 else 'behind'} the shards', and {state.config.max_clock_skew_ms} ms are "
+                "accepted between any two; set this node's clock",
+                off_ms=off_ms,
+            )
 
     def _lock_wait_s(self) -> float:
         """Two that wait for each other's locks must not give up at the same moment, or neither would get anywhere."""

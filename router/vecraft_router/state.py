@@ -10,10 +10,12 @@ import random
 
 from vecraft_data_model.errors import ClockSkewError, InvalidDataException
 from vecraft_data_model.hlc import HybridLogicalClock, timestamp
+from vecraft_data_model.messages import BatchReply
 from vecraft_data_model.placement import ClusterMap
 from vecraft_data_model.ports import Clock
 from vecraft_data_model.validation import new_txn_id
 from vecraft_router.config import RouterConfig
+from vecraft_router.skew import SkewWatch
 
 TIMEOUT_S_MAX = 7 * 24 * 3600.0
 
@@ -28,7 +30,7 @@ class RouterState:
         config: Settings.
     """
 
-    __slots__ = ("clock", "cluster_map", "config", "hlc", "rng")
+    __slots__ = ("clock", "cluster_map", "config", "hlc", "rng", "skew")
 
     def __init__(self, cluster_map: ClusterMap, clock: Clock, rng: random.Random, config: RouterConfig) -> None:
         self.cluster_map = cluster_map
@@ -36,6 +38,7 @@ class RouterState:
         self.rng = rng
         self.config = config
         self.hlc = HybridLogicalClock(max_clock_skew_ms=config.max_clock_skew_ms)
+        self.skew = SkewWatch(config.max_clock_skew_ms)
 
     def observe(self, ts: int) -> None:
         """Move the clock to at least ``ts``, a timestamp that an answer rests on.
@@ -59,6 +62,12 @@ class RouterState:
         except ClockSkewError:
             return False
         return True
+
+    def hear(self, shard: int, reply: BatchReply) -> None:
+        """Take in what a shard's answer says of time: its clock, and how this node's wall clock compares to its own."""
+        self.overhear(reply.clock)
+        if reply.sent_ms:
+            self.skew.note(shard, reply.sent_ms, reply.now_ms, self.clock.now_ms())
 
     def now(self) -> int:
         """Return the present as a timestamp: at or above everything seen."""
