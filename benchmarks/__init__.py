@@ -8,4 +8,8 @@ it, because machines differ and are noisy. A row is the median of the rounds; CP
     search     §1: one embedded search against hnswlib and numpy
     writes     §2: durable writes against write + fsync, indexing against hnswlib
     cluster    §3: two shards on Ray against bare Ray calls
+    filters    §4: filtered searches against unfiltered ones, at several selectivities
+    growth     §5: cost, memory, disk, first answer at 10,000 and 100,000 rows (VECRAFT_BENCH_ROWS for others)
+    sweep      recall against rate at many depths, beside bare indexes and other databases that are installed
+    plots      pictures of all that
 """

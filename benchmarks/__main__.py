@@ -20,9 +20,10 @@ from rich.table import Table
 
 from benchmarks.data import load_data
 from benchmarks.measure import Row
+from benchmarks.plots import draw
 
 RESULTS = Path("benchmarks/results")
-SECTIONS = ("search", "writes", "cluster")
+SECTIONS = ("search", "writes", "cluster", "filters", "growth", "sweep")
 SLOWING = ("OPENBLAS_CORETYPE", "OPENBLAS_L2_SIZE")
 NOT_MEASURED = {"3a′": "search over sockets that the shards serve themselves (at most 0.5 x): not built"}
 
@@ -84,6 +85,8 @@ def _tie_mixed_to_searches(rows: list[Row]) -> None:
 
 
 def _said(row: Row) -> str:
+    if not row.ours and not row.extra:
+        return row.what
     if not row.ours:
         return ", ".join(f"{name} {value}" for name, value in row.extra.items())
     ours, reference = row.figures
@@ -102,6 +105,9 @@ def _table(rows: list[Row]) -> Table:
         table.add_column(name, justify="right")
     table.add_column("")
     for row in rows:
+        if not row.ours and not row.extra:
+            table.add_row(row.key, row.what)
+            continue
         if not row.ours:
             met = "[green]✓[/green]" if row.extra.get("always") else "[red]✗[/red]"
             table.add_row(row.key, row.what, row.unit, "", "", "", "always", "", "", met)
@@ -129,7 +135,8 @@ def _write(about: dict[str, Any], rows: list[Row]) -> None:
             out.print(f"{key}: {why}")
     (RESULTS / f"{stamp}.json").write_text(text, encoding="utf-8")
     (RESULTS / "latest.json").write_text(text, encoding="utf-8")
-    print(f"written: {RESULTS / stamp}.txt and .json")
+    pictures = draw(rows, RESULTS, stamp)
+    print(f"written: {RESULTS / stamp}.txt and .json", *(f"and {path}" for path in pictures))
 
 
 if __name__ == "__main__":

@@ -6,7 +6,7 @@ import json
 import subprocess
 import sys
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import pytest
 
@@ -77,3 +77,44 @@ def test_a_section_runs_and_writes_table_and_json(tmp_path: Path) -> None:
     assert rows["2d"]["extra"]["always"] is True
     assert rows["2a"]["median_ours"] > 100
     assert sorted(path.name for path in (tmp_path / "benchmarks/results").iterdir() if path.is_dir()) == []
+
+
+@pytest.mark.slow
+def test_filtered_searches_are_right_whatever_their_selectivity(tmp_path: Path) -> None:
+    rows = _report(tmp_path, "filters")
+    filtered = [row["extra"] for key, row in rows.items() if key.startswith("4a·") and row["extra"]]
+    assert len(filtered) == 5
+    assert all(facts["recall_reached"] and facts["answers_that_came_short"] == 0 for facts in filtered), filtered
+    shares = [facts["selectivity"] for facts in filtered]
+    assert min(shares) < 0.01 < 0.5 < max(shares)
+
+
+@pytest.mark.slow
+def test_growth_is_measured_in_processes_of_their_own(tmp_path: Path) -> None:
+    rows = _report(tmp_path, "growth", VECRAFT_BENCH_ROWS="3000")
+    assert set(rows) == {"5a·3k", "5b", "5c", "5d", "5e"}
+    assert rows["5c"]["median_ours"] > rows["5c"]["median_reference"] > 1.5, "3,000 vectors of 128 floats take 1.5 MB"
+    assert rows["5b"]["median_ours"] > 0
+
+
+def test_a_curve_is_compared_at_the_fastest_point_that_reaches_the_recall() -> None:
+    from benchmarks.measure import Sample
+    from benchmarks.sweep import Point, _at_recall
+
+    def point(depth: int, recall: float, rate: float) -> Point:
+        return Point(depth, recall, [Sample(rate, 0)] * 3, [Sample(100.0, 0)] * 3)
+
+    curve = [point(10, 0.90, 900.0), point(20, 0.96, 500.0), point(30, 0.99, 300.0)]
+    assert _at_recall(curve).depth == 20
+    assert _at_recall(curve[:1]).depth == 10, "nothing reaches it: the best there is"
+
+
+def _report(folder: Path, section: str, **environment: str) -> dict[str, dict[str, Any]]:
+    """Run a section on the examples' data and return its rows by key."""
+    subprocess.run(
+        [sys.executable, "-m", "benchmarks", section, "--rounds", "1", "--data", str(EXAMPLE)],
+        cwd=folder, env={"PATH": "/usr/bin:/bin", "PYTHONPATH": str(ROOT), **environment},
+        capture_output=True, text=True, timeout=300, check=True,
+    )  # fmt: skip
+    report = json.loads((folder / "benchmarks/results/latest.json").read_text())
+    return {row["key"]: row for row in report["rows"]}

@@ -1,0 +1,199 @@
+"""§5: how cost, memory, disk and the first answer grow with the number of rows, and searches beside ingest.
+
+Clustered vectors of 128 dimensions, made from a seed, 10,000 and 100,000 of them (``VECRAFT_BENCH_ROWS=1000000`` for
+more), against hnswlib on the same rows at the same depth. What a process needs is measured in processes of their own
+(:mod:`benchmarks.growth_probe`), which open what this one has written.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import statistics
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import hnswlib
+import numpy as np
+import numpy.typing as npt
+
+from benchmarks.data import K
+from benchmarks.measure import Row, Sample, alternate, latencies
+from benchmarks.search import EF_CONSTRUCTION, M
+from benchmarks.writes import disk_folder
+from examples.wordnet import WordNet
+from vecraft_data_model import CollectionSchema, QueryPacket
+from vecraft_db.client.vecraft_client import VecraftClient
+
+Matrix = npt.NDArray[np.float32]
+
+DIM = 128
+SEED = 20
+SIZES = (10_000, 100_000)
+QUERIES = 200
+DEPTH = 64
+BATCH = 1000
+FIRST_ANSWER_S = 1.0
+INGEST_SHARE = 5
+COLLECTION = "growth"
+
+
+def rows_and_queries(rows: int, queries: int = QUERIES) -> tuple[Matrix, Matrix]:
+    """Return clustered vectors and queries of the same kind, always the same ones."""
+    rng = np.random.default_rng(SEED)
+    centres = rng.normal(size=(max(10, rows // 100), DIM))
+    which = rng.integers(0, len(centres), rows + queries)
+    every = (centres[which] + 0.6 * rng.normal(size=(rows + queries, DIM))).astype(np.float32)
+    return every[:rows], every[rows:]
+
+
+def measure(data: WordNet, rounds: int) -> Iterator[Row]:
+    """Yield the rows of this section; ``data`` is not used."""
+    largest = int(os.environ.get("VECRAFT_BENCH_ROWS", str(SIZES[-1])))
+    for size in sorted({*(size for size in SIZES if size < largest), largest}):
+        yield from _at(size, rounds, last=size == largest)
+
+
+def _at(size: int, rounds: int, *, last: bool) -> Iterator[Row]:
+    vectors, queries = rows_and_queries(size)
+    with disk_folder() as folder:
+        root, index_file = folder / "db", folder / "raw.hnsw"
+        reference = _build_reference(vectors)
+        reference.save_index(str(index_file))
+        payload = _write(root, vectors)
+        with VecraftClient(root=root) as client:
+            yield _cost(client, reference, queries, size, rounds)
+        if last:
+            yield _memory(root, index_file, size, rounds)
+            yield _disk(root, vectors, payload)
+            yield _first_answer(root, index_file, size, rounds)
+            yield _beside_ingest(root, vectors, queries)
+
+
+def _build_reference(vectors: Matrix) -> hnswlib.Index:
+    index = hnswlib.Index(space="l2", dim=DIM)
+    index.init_index(max_elements=len(vectors), M=M, ef_construction=EF_CONSTRUCTION)
+    index.add_items(vectors, np.arange(len(vectors)))
+    index.set_ef(DEPTH)
+    return index
+
+
+def _metadata(first: int, last: int) -> list[dict[str, Any]]:
+    return [{"number": i, "lang": "de" if i % 3 else "en", "topic": f"t{i % 100}"} for i in range(first, last)]
+
+
+def _write(root: Path, vectors: Matrix) -> int:
+    """Fill a root, indexed and checkpointed; returns the bytes of all payloads as JSON."""
+    payload = 0
+    with VecraftClient(root=root) as client:
+        client.create_collection(
+            CollectionSchema(name=COLLECTION, dim=DIM, M=M, ef_construction=EF_CONSTRUCTION)
+        )
+        for first in range(0, len(vectors), BATCH):
+            part = vectors[first : first + BATCH]
+            metadatas = _metadata(first, first + len(part))
+            payload += sum(len(json.dumps(metadata)) for metadata in metadatas)
+            ids = [f"row-{i:08}" for i in range(first, first + len(part))]
+            client.upsert(COLLECTION, ids=ids, vectors=part, metadatas=metadatas)
+        client.checkpoint(index=True, timeout=24 * 3600)
+        client.alter_collection(COLLECTION, ef=DEPTH)
+    return payload
+
+
+def _cost(client: VecraftClient, reference: hnswlib.Index, queries: Matrix, size: int, rounds: int) -> Row:
+    packets = [QueryPacket(query_vector=query, k=K, include=()) for query in queries]
+    single = [query.reshape(1, -1) for query in queries]
+    row = Row(f"5a·{size // 1000}k", f"search among {size:,} rows, p50", "ms", "low", 1.25)
+    row.extra = {"rows": size, "ef": DEPTH}
+    return alternate(
+        row,
+        rounds,
+        lambda: latencies(lambda i: client.search(COLLECTION, packets[i]), len(packets)),
+        lambda: latencies(lambda i: reference.knn_query(single[i], K, num_threads=1), len(single)),
+    )
+
+
+def _memory(root: Path, index_file: Path, size: int, rounds: int) -> Row:
+    """Anonymous memory that holding the rows adds to a process, pages of files not counted."""
+    row = Row("5b", f"memory of {size:,} rows beyond the page cache", "MB", "low", 1.35)
+    for _ in range(rounds):
+        row.ours.append(Sample(_probe("database", root)["anonymous_mb"], 0.0))
+        row.reference.append(Sample(_probe("index", index_file)["anonymous_mb"], 0.0))
+    return row
+
+
+def _disk(root: Path, vectors: Matrix, payload: int) -> Row:
+    used = sum(path.stat().st_size for path in root.rglob("*") if path.is_file())
+    row = Row("5c", "disk, all files, after a checkpoint", "MB", "low", 2.3)
+    row.ours.append(Sample(used / 1e6, 0.0))
+    row.reference.append(Sample((vectors.nbytes + payload) / 1e6, 0.0))
+    return row
+
+
+def _first_answer(root: Path, index_file: Path, size: int, rounds: int) -> Row:
+    """From opening to the first answer, in a new process; beside it, how long only reading the index file takes."""
+    row = Row("5d", f"first answer after opening {size:,} rows", "s", "low", None)
+    for _ in range(rounds):
+        found = _probe("database", root)
+        row.ours.append(Sample(found["first_answer_s"], found["cpu_s"]))
+        began = time.perf_counter()
+        index_file.read_bytes()
+        row.reference.append(Sample(time.perf_counter() - began, 0.0))
+    row.extra = {"seconds_at_most": FIRST_ANSWER_S, "reached": row.figures[0] <= FIRST_ANSWER_S}
+    return row
+
+
+def _beside_ingest(root: Path, vectors: Matrix, queries: Matrix) -> Row:
+    """p99 of searches while a fifth of the rows is written again elsewhere and indexed, against the same in peace."""
+    packets = [QueryPacket(query_vector=query, k=K, include=()) for query in queries]
+    row = Row("5e", "search p99 while rows are ingested and indexed", "ms", "low", 4.0)
+    with VecraftClient(root=root) as client:
+        client.create_collection(CollectionSchema(name="ingest", dim=DIM, M=M, ef_construction=EF_CONSTRUCTION))
+        done = threading.Event()
+
+        def ingest() -> None:
+            try:
+                for first in range(0, len(vectors) // INGEST_SHARE, BATCH):
+                    part = vectors[first : first + BATCH]
+                    ids = [f"row-{i:08}" for i in range(first, first + len(part))]
+                    client.upsert("ingest", ids=ids, vectors=part, metadatas=_metadata(first, first + len(part)))
+                while client.describe_collection("ingest").tail_rows:
+                    time.sleep(0.05)
+            finally:
+                done.set()
+
+        def p99(walls: list[float]) -> float:
+            return float(np.quantile(walls, 0.99)) * 1000
+
+        def search_all(walls: list[float]) -> None:
+            for packet in packets:
+                began = time.perf_counter()
+                client.search(COLLECTION, packet)
+                walls.append(time.perf_counter() - began)
+
+        peace: list[float] = []
+        for _ in range(10):
+            search_all(peace)
+        writer = threading.Thread(target=ingest)
+        writer.start()
+        busy: list[float] = []
+        while not done.is_set():
+            search_all(busy)
+        writer.join()
+    row.ours.append(Sample(p99(busy), 0.0))
+    row.reference.append(Sample(p99(peace), 0.0))
+    row.extra = {"p50_busy_ms": statistics.median(busy) * 1000, "p50_in_peace_ms": statistics.median(peace) * 1000}
+    return row
+
+
+def _probe(what: str, path: Path) -> dict[str, float]:
+    done = subprocess.run(
+        [sys.executable, "-m", "benchmarks.growth_probe", what, str(path)], check=True, capture_output=True, text=True
+    )
+    figures: dict[str, float] = json.loads(done.stdout.splitlines()[-1])
+    return figures
