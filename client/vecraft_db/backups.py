@@ -5,7 +5,7 @@
     backup/
       backup.json        format, version, when, and for every file: length and SHA-256; a checksum over all of it
       vecraft.json       as in the root
-      shard-0000/ …      the shards' files after a checkpoint, without LOCK and lease
+      shard-0000/ …      the shards' files after a checkpoint, without LOCK, BALLAST and lease
 
 *Backup*: all shards' writers are held, each shard makes a checkpoint, the files are copied. Holding all of them at once
 makes the copy one consistent cut: a distributed transaction is in it as it was, and if undecided then, it is decided as
@@ -41,7 +41,8 @@ from vecraft_cluster.root import (
 )
 from vecraft_data_model.errors import CorruptionError, InvalidDataException, StorageFailureException
 from vecraft_data_model.messages import Batch, BatchReply, Checkpoint, Refused
-from vecraft_shard.disk import lock_directory
+from vecraft_shard.ballast import BALLAST
+from vecraft_shard.disk import LOCK_NAME, lock_directory
 
 MANIFEST = "backup.json"
 FORMAT = "vecraftdb-backup"
@@ -49,7 +50,7 @@ VERSION = 1
 PARTIAL = "restore.partial"
 _CHECKPOINT_TIMEOUT_S = 3600.0
 _CHUNK = 1 << 20
-_LOCK = "LOCK"
+_NOT_COPIED = (LOCK_NAME, BALLAST)
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,127}", re.ASCII)
 
 
@@ -205,7 +206,7 @@ def _checkpoint(host: Pausable) -> None:
 
 def _files(folder: Path) -> Iterator[Path]:
     for path in sorted(folder.rglob("*")):
-        if path.is_file() and path.name != _LOCK and path.parent.name != LEASE_FOLDER:
+        if path.is_file() and path.name not in _NOT_COPIED and path.parent.name != LEASE_FOLDER:
             yield path
 
 

@@ -25,7 +25,8 @@
     │   ├── StaleMapError                    the router refreshes its map and retries by itself
     │   └── ClockSkewError
     └── an operator has to look
-        ├── StorageFailureException          the disk failed, or is full
+        ├── StorageFailureException          the disk failed
+        │   └── StorageFullError             the disk, or a quota, is full: the shard is read-only until there is room
         ├── CorruptionError                  a file does not say what was written, file and offset named
         ├── ChecksumValidationFailureError   a record does not match its checksum
         └── TsnePlotGeneratingFailureException
@@ -188,9 +189,15 @@ class ClockSkewError(VecraftError):
 
 
 class StorageFailureException(VecraftError):
-    """The disk refused a write; the shard has stopped itself, or is read-only while the disk is full."""
+    """The disk failed. A shard that met it while writing stops itself and recovers from its files."""
 
     code = "storage_failure"
+
+
+class StorageFullError(StorageFailureException):
+    """The disk, or a quota, is full. Nothing of the request was done; reads go on, and writes once there is room."""
+
+    code = "storage_full"
 
 
 class CorruptionError(VecraftError):

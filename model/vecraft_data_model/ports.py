@@ -69,6 +69,14 @@ class File(Protocol):
         """Cut the file, or extend it by zeros."""
         ...
 
+    def allocate(self, start: int, stop: int) -> None:
+        """Take the room for the bytes ``start … stop`` now; the file may become longer by zeros.
+
+        Raises:
+            StorageFullError: There is not that much room.
+        """
+        ...
+
     def size(self) -> int:
         """Length in bytes."""
         ...

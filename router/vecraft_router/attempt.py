@@ -41,6 +41,7 @@ from vecraft_data_model.errors import (
     SnapshotTooOldError,
     StaleMapError,
     StorageFailureException,
+    StorageFullError,
     TimeoutException,
     VecraftError,
     WriteConflictException,
@@ -77,8 +78,8 @@ LOST = (ShardUnavailableError, TimeoutException)
 _NEVER_ACCEPTED = (InvalidDataException, SnapshotTooOldError)
 """No copy of the request can be accepted later: nothing has to be aborted before this is told."""
 
-_UNTOUCHED = (StaleMapError, OverloadedError)
-"""The request was turned away unread."""
+_UNTOUCHED = (StaleMapError, OverloadedError, StorageFullError)
+"""The request was turned away, and nothing of it was written."""
 
 _FINAL_FOR_ONE = (WriteConflictException, ReadWriteConflictException, PreconditionFailedError)
 """What a shard refuses a ``CommitOne`` with after having made an ABORT durable (unless a key was merely locked)."""

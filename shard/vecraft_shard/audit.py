@@ -14,6 +14,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from vecraft_data_model.ports import Disk
+from vecraft_shard.ballast import damage_of
 from vecraft_shard.page_sums import SUFFIX, PageSums
 from vecraft_shard.sqlite_errors import DATABASE
 from vecraft_shard.state import ShardState
@@ -34,6 +35,9 @@ def audit_guards(disk: Disk) -> Iterator[str]:
     path = disk.path(DATABASE)
     if path is not None and not PageSums(path).known:
         yield f"{DATABASE}{SUFFIX} is missing or damaged: the pages of {DATABASE} cannot be checked this once"
+    damage = damage_of(disk)
+    if damage is not None:
+        yield damage
     if read_mark(disk, _LOG) is None:
         yield f"{mark_name(_LOG)} is missing or damaged: a log whose end was cut off cannot be told from a whole one"
 

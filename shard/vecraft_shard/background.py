@@ -13,7 +13,7 @@ import logging
 import threading
 from collections.abc import Iterator
 
-from vecraft_data_model.errors import ChecksumValidationFailureError
+from vecraft_data_model.errors import ChecksumValidationFailureError, StorageFullError
 from vecraft_shard.checkpoint import Checkpointer
 from vecraft_shard.compaction import compact, forget_dropped, worth_compacting
 from vecraft_shard.state import ShardState
@@ -22,6 +22,9 @@ from vecraft_shard.tuning import tune, worth_tuning
 logger = logging.getLogger(__name__)
 
 _FINISHED = object()
+
+RETRY_COMPACTION_MS = 60_000
+"""How long to wait after a compaction that there was no room for."""
 
 
 class Background:
@@ -38,6 +41,7 @@ class Background:
         self._turn = threading.RLock()
         self._compaction: Iterator[None] | None = None
         self._tuning: Iterator[None] | None = None
+        self._compact_from_ms = 0
 
     @property
     def checkpoints(self) -> int:
@@ -52,8 +56,7 @@ class Background:
         """
         with self._turn:
             deadline = self._stopwatch() + budget_ms / 1000
-            if forget_dropped(self._state, now_ms) or self._checkpointer.is_due(now_ms):
-                self._checkpointer.run(now_ms)
+            self._checkpoint_if_due(now_ms)
             more = self._index(deadline)
             more = self._compact(now_ms, deadline) or more
             return self._tune(now_ms, deadline) or more
@@ -85,6 +88,14 @@ class Background:
                 self._index(float("inf"))
             self._checkpointer.run(now_ms, final=final or index_first)
 
+    def _checkpoint_if_due(self, now_ms: int) -> None:
+        try:
+            if forget_dropped(self._state, now_ms) or self._checkpointer.is_due(now_ms):
+                self._checkpointer.run(now_ms)
+        except StorageFullError as error:
+            # The last one and the log stand, and nothing is half done: it is tried again after a while.
+            logger.error("shard %d makes no checkpoint: %s", self._state.shard_id, error.message)
+
     def _index(self, deadline: float) -> bool:
         state, more = self._state, False
         min_rows = state.config.index_min_rows
@@ -102,17 +113,22 @@ class Background:
 
     def _compact(self, now_ms: int, deadline: float) -> bool:
         state = self._state
+        if state.room.full is not None or now_ms < self._compact_from_ms:
+            return False
         if self._compaction is None:
             worthy = next((c for c in state.collections.values() if worth_compacting(state, c, now_ms)), None)
             if worthy is None:
                 return False
             self._compaction = compact(state, worthy, now_ms)
-        while self._compaction is not None and self._stopwatch() < deadline:
+        while self._compaction is not None and state.room.full is None and self._stopwatch() < deadline:
             try:
                 self._advance_compaction(self._compaction, now_ms)
             except ChecksumValidationFailureError as error:
                 # Whoever reads the record is told, too; the shard goes on with the space it has.
                 logger.error("shard %d does not compact a collection: %s", state.shard_id, error.message)
+            except StorageFullError as error:
+                logger.error("shard %d has no room to compact a collection: %s", state.shard_id, error.message)
+                self._compact_from_ms = now_ms + RETRY_COMPACTION_MS
         return self._compaction is not None
 
     def _advance_compaction(self, compaction: Iterator[None], now_ms: int) -> None:

@@ -18,18 +18,24 @@ their sake.
 
 from __future__ import annotations
 
+import logging
+import sqlite3
 from dataclasses import dataclass
 
 import msgspec
 
-from vecraft_data_model.errors import StorageFailureException
+from vecraft_data_model.errors import StorageFailureException, StorageFullError
 from vecraft_shard.catalog import AliasEntry, CollectionEntry
 from vecraft_shard.collection import Collection
 from vecraft_shard.locations import Outcome, StoredCollection, StoredRows
 from vecraft_shard.records import encode_transaction
 from vecraft_shard.state import ShardState
 
+logger = logging.getLogger(__name__)
+
 _GRAPH_GROWTH = 1.2
+_RETRY_MS = 5000
+"""How long to wait after a checkpoint that there was no room for."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,10 +69,13 @@ class Checkpointer:
         self._state = state
         self.last_lsn = 0
         self.count = 0
+        self._not_before_ms = 0
 
     def is_due(self, now_ms: int) -> bool:
         """Whether the log has grown enough, or is old enough."""
         state = self._state
+        if now_ms < self._not_before_ms:
+            return False
         if state.wal.size_bytes >= state.config.checkpoint_wal_bytes:
             return True
         written = state.wal.next_lsn - 1 > self.last_lsn and state.wrote_at_ms > state.checkpoint_ms
@@ -76,8 +85,22 @@ class Checkpointer:
         """Make a checkpoint. ``final``: also save graphs that have grown little, for a quick start.
 
         Raises:
+            StorageFullError: There is no room for it; none is due again at once.
             StorageFailureException: Nothing is lost: the last checkpoint and the log stand.
         """
+        try:
+            self._run(now_ms, final=final)
+        except StorageFullError:
+            self._not_before_ms = now_ms + _RETRY_MS
+            raise
+        except StorageFailureException as error:
+            # SQLite takes an exceeded quota for a disk that fails; the disk itself knows.
+            if not isinstance(error.__cause__, sqlite3.OperationalError) or not self._state.room.is_short():
+                raise
+            self._not_before_ms = now_ms + _RETRY_MS
+            raise StorageFullError(f"there is no room for a checkpoint: {error.message}", **error.details) from error
+
+    def _run(self, now_ms: int, *, final: bool) -> None:
         state = self._state
         for collection in list(state.collections.values()):
             self._save_graph(collection, final=final)
@@ -203,15 +226,19 @@ class Checkpointer:
         if not grown or not self._state.disk.durable:
             return
         name = f"hnsw.{collection.generation}.{collection.indexed}"
-        path = self._state.disk.path(f"{collection.folder}/{name}.new")
+        fresh = f"{collection.folder}/{name}.new"
+        path = self._state.disk.path(fresh)
         if path is None:
             return
         rows = collection.indexed
         try:
             checksum = collection.hnsw.save(path)
-            self._state.disk.rename(f"{collection.folder}/{name}.new", f"{collection.folder}/{name}")
-        except OSError as error:
-            raise StorageFailureException(f"the graph file {name} could not be written: {error}", file=name) from error
+            self._state.disk.rename(fresh, f"{collection.folder}/{name}")
+        except StorageFullError as error:
+            # The checkpoint is worth more: it gives room back, and the graph can be made again.
+            logger.warning("a graph of %s is not saved: %s", collection.schema.name, error.message)
+            self._state.disk.remove(fresh)
+            return
         collection.hnsw_saved = (name, rows, checksum)
         collection.changed = True
 

@@ -102,7 +102,7 @@ class Collection:
 
     @classmethod
     def open(cls, stored: StoredCollection, schema: CollectionSchema, disk: Disk, locations: Locations) -> Collection:
-        """Open a collection as its last checkpoint left it; what the files hold beyond that is cut off."""
+        """Open a collection as its last checkpoint left it; what the files hold beyond that counts for nothing."""
         collection = cls(
             stored.collection_id, stored.ordinal, schema, stored.generation, disk, locations.connection
         )
@@ -123,10 +123,21 @@ class Collection:
         collection._load_hnsw(stored)
         return collection
 
-    def close(self) -> None:
-        """Close the files; what was read from them stays valid."""
-        self.column.close()
-        self.payloads.close()
+    def close(self, *, keep_room: bool = False) -> None:
+        """Close the files; what was read from them stays valid. ``keep_room``: also what was taken ahead."""
+        try:
+            self.column.close(keep_room=keep_room)
+        finally:
+            self.payloads.close(keep_room=keep_room)
+
+    def reserve(self, rows: int, payload_bytes: int) -> None:
+        """Take room on the disk for so many more rows, and so many bytes of their payloads together.
+
+        Raises:
+            StorageFullError: There is not that much.
+        """
+        self.column.reserve(self.versions.rows + rows)
+        self.payloads.reserve(payload_bytes)
 
     # ------------------------------------------------------------------------------------------- writing
 

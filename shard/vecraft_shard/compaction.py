@@ -19,7 +19,6 @@ import numpy as np
 from vecraft_data_model.errors import ChecksumValidationFailureError
 from vecraft_data_model.hlc import INFINITY_TS
 from vecraft_shard.collection import Collection
-from vecraft_shard.records import RecordType, encode_timestamp
 from vecraft_shard.state import ShardState
 from vecraft_shard.versions import Int64Array
 
@@ -31,8 +30,7 @@ def raise_safe_point(state: ShardState, now_ms: int) -> int:
     safe_point = state.timeline.next_safe_point(now_ms, int(state.config.history_retention_s * 1000))
     if safe_point > state.timeline.safe_point:
         with state.latch.writer():
-            state.append([(RecordType.SAFE_POINT, encode_timestamp(safe_point))])
-            state.timeline.safe_point = safe_point
+            state.raise_safe_point(safe_point)
     return safe_point
 
 
@@ -70,8 +68,11 @@ def compact(state: ShardState, collection: Collection, now_ms: int) -> Iterator[
     Raises:
         ChecksumValidationFailureError: A record is damaged: the collection stays as it is, so that nothing is derived
             from damage. Replaced or deleted, the record no longer stands in the way once its history is reclaimable.
+        StorageFullError: There is no room for the next generation; what was written of it is removed.
+        StorageFailureException: The disk failed.
     """
     safe_point = raise_safe_point(state, now_ms)
+    state.room.check()
     with state.latch.writer():
         copied = collection.versions.rows
         kept = np.flatnonzero(~collection.versions.reclaimable(safe_point, copied))
@@ -91,7 +92,9 @@ def compact(state: ShardState, collection: Collection, now_ms: int) -> Iterator[
         collection.uncompactable = isinstance(error, ChecksumValidationFailureError)
         if target in state.shadows:
             state.shadows.remove(target)
-        target.close()  # the next checkpoint removes its files
+        target.close()
+        for name in target.files:
+            state.disk.remove(f"{target.folder}/{name}")
         raise
 
 
@@ -112,6 +115,7 @@ def _fill(
         late = np.arange(copied, collection.versions.rows)
         for first in range(0, len(late), _COPY_ROWS):
             _copy(collection, target, late[first : first + _COPY_ROWS])
+        target.reserve(*state.room.promised(collection.collection_id))
         target.versions.refresh_ends(collection.versions.end[np.concatenate([kept, late])])
         target.depth = collection.depth
         target.depth.changes += target.versions.changes - collection.versions.changes  # it counts from anew

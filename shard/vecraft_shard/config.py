@@ -28,6 +28,7 @@ class ShardConfig:
             alone take 2.6 MB.
         index_slice_ms: Aim for the time that the background indexer keeps readers out at once.
         compact_dead_ratio: Share of dead rows at which a collection is rewritten.
+        ballast_bytes: Room kept for the time when the disk is full.
         verify_writes: Check record checksums on arrival (off where client and shard share a process).
         must_exist: Refuse an empty directory instead of beginning a new shard in it.
         map_epoch: The cluster map this shard was started under; 0 accepts any.
@@ -47,6 +48,7 @@ class ShardConfig:
     index_slice_ms: float = 5.0
     compact_dead_ratio: float = 0.25
     compact_min_rows: int = 1000
+    ballast_bytes: int = 4 << 20
     verify_writes: bool = False
     must_exist: bool = False
     map_epoch: int = 0
@@ -65,6 +67,7 @@ class ShardConfig:
             "ef_runtime",
             "search_threads",
             "index_slice_ms",
+            "ballast_bytes",
         )
         for name in positive:
             if getattr(self, name) <= 0:

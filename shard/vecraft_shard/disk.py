@@ -3,7 +3,9 @@
 Invariants:
 
 * Every failure of the operating system becomes a :class:`StorageFailureException` that names the file and carries
-  ``details["errno"]`` (``errno.ENOSPC`` when the disk is full); a short write is continued, never reported as done.
+  ``details["errno"]``; a short write is continued, never reported as done. A full disk, or quota, is told apart as
+  :class:`StorageFullError`: what was there before is still there, though a part of a write may stand behind it. A sync
+  that fails for want of room is none of those: nobody knows what it has written.
 * A file that was made, and every directory made for it, has its name synced before ``open`` returns; a rename before
   ``rename`` returns. What is *in* a file is durable after ``File.sync`` and not before. Removals are durable after
   ``sync_directory``.
@@ -30,18 +32,31 @@ from types import TracebackType
 import numpy as np
 import numpy.typing as npt
 
-from vecraft_data_model.errors import InvalidDataException, StorageFailureException
+from vecraft_data_model.errors import InvalidDataException, StorageFailureException, StorageFullError
 from vecraft_data_model.ports import File
 
 ByteArray = npt.NDArray[np.uint8]
 
 LOCK_NAME = "LOCK"
+_LOCK_TEXT_BYTES = 16
+
+NO_ROOM = frozenset({errno.ENOSPC, errno.EDQUOT})
+"""What the operating system says when a disk, or a quota, is full."""
+
+_NO_PROMISES = frozenset({errno.EOPNOTSUPP, errno.EINVAL, errno.ENOSYS})
+"""What a file system says that cannot set room aside."""
 
 
 def failure(action: str, path: str | Path, error: OSError) -> StorageFailureException:
     """Return the error for a failed system call: what was tried, on which file, and why it failed."""
+    kind = StorageFullError if error.errno in NO_ROOM else StorageFailureException
+    return kind(f"cannot {action} {path}: {error.strerror or error}", path=str(path), errno=error.errno or 0)
+
+
+def _sync_failure(path: Path, error: OSError) -> StorageFailureException:
+    # Never StorageFullError: that would say that nothing has happened.
     return StorageFailureException(
-        f"cannot {action} {path}: {error.strerror or error}", path=str(path), errno=error.errno or 0
+        f"cannot sync {path}: {error.strerror or error}", path=str(path), errno=error.errno or 0
     )
 
 
@@ -60,7 +75,7 @@ def _sync_directory(path: Path) -> None:
         finally:
             os.close(fd)
     except OSError as error:
-        raise failure("sync directory", path, error) from error
+        raise _sync_failure(path, error) from error
 
 
 def _make_directory(path: Path) -> None:
@@ -96,7 +111,11 @@ class OsFile:
             except FileNotFoundError:
                 _make_directory(path.parent)
                 self._fd = os.open(path, flags | os.O_CREAT, 0o644)
-                _sync_directory(path.parent)
+                try:
+                    _sync_directory(path.parent)
+                except BaseException:
+                    self.close()
+                    raise
         except OSError as error:
             raise failure("open", path, error) from error
 
@@ -135,7 +154,7 @@ class OsFile:
                 raise OSError(errno.EBADF, os.strerror(errno.EBADF))
             os.fdatasync(self._fd)
         except OSError as error:
-            raise failure("sync", self._path, error) from error
+            raise _sync_failure(self._path, error) from error
 
     def truncate(self, size: int) -> None:
         """Cut the file, or extend it by zeros that take no room yet. Raises StorageFailureException."""
@@ -143,6 +162,26 @@ class OsFile:
             os.ftruncate(self._fd, size)
         except OSError as error:
             raise failure("truncate", self._path, error) from error
+
+    def allocate(self, start: int, stop: int) -> None:
+        """Take the room for the bytes ``start … stop`` now, so that writing them cannot meet a full disk.
+
+        A file system that copies on write (Btrfs, ZFS) does not keep that promise, and one that knows no such call
+        does not make it.
+
+        Raises:
+            StorageFullError: There is not that much room.
+        """
+        if stop <= start:
+            return
+        size = self.size()
+        try:
+            os.posix_fallocate(self._fd, start, stop - start)
+        except OSError as error:
+            if error.errno in _NO_PROMISES:
+                return
+            self.truncate(size)  # some file systems keep what they could get
+            raise failure("take room for", self._path, error) from error
 
     def size(self) -> int:
         """Length in bytes."""
@@ -278,6 +317,9 @@ class MemoryFile:
             self._replace(size, size)
             self._size = size
 
+    def allocate(self, start: int, stop: int) -> None:
+        """Nothing to do: memory is taken as it is written."""
+
     def size(self) -> int:
         """Length in bytes."""
         return self._size
@@ -389,8 +431,7 @@ def lock_directory(path: Path) -> DirectoryLock:
         raise failure("open", lock_path, error) from error
     try:
         fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        os.ftruncate(fd, 0)
-        os.pwrite(fd, f"{os.getpid()}\n".encode(), 0)
+        _write_pid(fd)
     except BlockingIOError as error:
         text = os.pread(fd, 32, 0).strip()
         os.close(fd)
@@ -404,6 +445,16 @@ def lock_directory(path: Path) -> DirectoryLock:
         os.close(fd)
         raise failure("lock", lock_path, error) from error
     return DirectoryLock(folder, fd)
+
+
+def _write_pid(fd: int) -> None:
+    """Say who holds the lock, for messages only: the lock holds without it, on a full disk, too."""
+    try:
+        # In place of what stands there: cutting the file first would give its room away.
+        os.pwrite(fd, f"{os.getpid()}".ljust(_LOCK_TEXT_BYTES - 1).encode() + b"\n", 0)
+    except OSError as error:
+        if error.errno not in NO_ROOM:
+            raise
 
 
 def _read_only(array: ByteArray) -> ByteArray:

@@ -12,6 +12,7 @@ Work that other shards have to hear of does not happen here either: ``outgoing``
 
 from __future__ import annotations
 
+import logging
 import secrets
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
@@ -22,6 +23,7 @@ from vecraft_data_model.errors import (
     ShardUnavailableError,
     StaleMapError,
     StorageFailureException,
+    StorageFullError,
     VecraftError,
     WriteConflictException,
 )
@@ -56,13 +58,15 @@ from vecraft_shard.audit import audit_records
 from vecraft_shard.background import Background
 from vecraft_shard.batching import answer_all
 from vecraft_shard.config import ShardConfig
-from vecraft_shard.participant import Participant, WriteGroup
+from vecraft_shard.participant import Participant
 from vecraft_shard.planner import costs_of_this_machine
 from vecraft_shard.reads import Reader
-from vecraft_shard.records import RecordType, encode_timestamp
 from vecraft_shard.recovery import EPOCH_FILE, recover
 from vecraft_shard.state import ShardState
 from vecraft_shard.status import status_of
+from vecraft_shard.write_group import WriteGroup
+
+logger = logging.getLogger(__name__)
 
 WRITES = (CommitOne, Prepare, Decide, AbortTransaction, Resolve, Finish, Acknowledge)
 """Requests that may append to the log."""
@@ -91,6 +95,7 @@ class Shard:
         self._background = Background(state)
         self._last_read_ms = 0
         self._asked: dict[tuple[str, int], int] = {}
+        self._clean = False
         self._failure: VecraftError | None = None
 
     @classmethod
@@ -281,8 +286,12 @@ class Shard:
         state = self._state
         if self._failure is not None:
             return False
+        state.room.look(now_ms)
         if now_ms - self._last_read_ms < state.config.ceiling_ms and state.timeline.ceiling_is_near(now_ms):
-            self._raise_ceiling(0, now_ms)
+            try:
+                self._raise_ceiling(0, now_ms)
+            except StorageFullError as error:
+                logger.error("shard %d cannot raise its ceiling: %s", state.shard_id, error.message)
         self._abort_abandoned(now_ms)
         return self._background.work(now_ms, budget_ms)
 
@@ -303,11 +312,12 @@ class Shard:
             ceiling = max(state.timeline.next_ceiling(now_ms), snapshot)
             if ceiling > state.timeline.ceiling:
                 try:
-                    state.append([(RecordType.CEILING, encode_timestamp(ceiling))])
+                    state.raise_ceiling(ceiling)
+                except StorageFullError:
+                    raise  # nothing has happened: this read has to wait for room
                 except StorageFailureException as error:
                     self._failure = error
                     raise
-                state.timeline.ceiling = ceiling
 
     def _abort_abandoned(self, now_ms: int) -> None:
         """As the primary, abort transactions whose router did not come back to decide."""
@@ -370,6 +380,7 @@ class Shard:
                 # Nothing is served or issued any more, so the next start need not begin ahead of the wall clock.
                 self._state.timeline.ceiling = self._state.timeline.clock.last
                 self._background.checkpoint(now_ms, final=True)
+                self._clean = not self._state.prepared
         finally:
             self.abandon()
 
@@ -378,7 +389,9 @@ class Shard:
         self._failure = self._failure or ShardUnavailableError(f"shard {self._state.shard_id} is closed")
         self._state.wal.close()
         for collection in self._state.collections.values():
-            collection.close()
+            collection.close(keep_room=not self._clean)
         self._state.locations.close()
+        self._state.room.close()
+
 
 _UNANSWERED: Response = Undecided([])

@@ -8,7 +8,7 @@ A checkpoint *is* the commit of one SQLite transaction. After it, the file holds
     rows_<ordinal>    row → record id, begin, end, payload offset and size, norm
     spans_<ordinal>     first row → last row and checksums of what the store files hold of them
     postings_<ordinal>  first row → the metadata postings of the rows from there to the next segment
-    words_…, grams_…  full text, made by the document index
+    terms_…, lengths_…, trigrams_…, json_documents_…  documents, made by the document index
     transactions      undecided PREPAREs, whole
     outcomes          txn id → commit timestamp (0: aborted), content hash, who has not acknowledged
 
@@ -151,17 +151,19 @@ class Locations:
             if self._sums is not None:
                 self._sums.close()
 
-    def _fold(self) -> None:
-        """After a commit: take up the checksums of its pages, then fold SQLite's log into the file and empty it.
+    def _fold(self, *, committed: bool = True) -> None:
+        """After a transaction: take up the checksums of its pages, fold SQLite's log into the file, and empty it.
 
-        The commit stands either way. If one of the two cannot be done now (the disk is full, a reader is at work), the
-        log keeps the pages, and the next commit does it for both.
+        A commit stands either way. If one of the two cannot be done now (the disk is full, a reader is at work), the
+        log keeps the pages, and the next commit does it for both. What was rolled back may stand in SQLite's log all
+        the same, even with the end of a commit that failed: it takes room, and must not be taken up.
         """
         if self._sums is None:
             return
         try:
-            if self._sums.follow():
-                self.connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchall()
+            if committed:
+                self._sums.follow()
+            self.connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchall()
         except (sqlite3.OperationalError, StorageFailureException) as error:
             logger.info("the log of %s is folded later: %s", self._name, error)
 
@@ -172,11 +174,12 @@ class Locations:
             self.connection.execute("BEGIN IMMEDIATE")
             try:
                 yield
+                self.connection.execute("COMMIT")
             except BaseException:
                 if self.connection.in_transaction:
                     self.connection.execute("ROLLBACK")
+                self._fold(committed=False)
                 raise
-            self.connection.execute("COMMIT")
             self._fold()
 
     def verify(self) -> None:

@@ -121,15 +121,15 @@ class PageSums:
             self._write()
         self._images.clear()
 
-    def follow(self) -> bool:
-        """Take up the pages that a commit has put into SQLite's log, durably. Returns whether there were any.
+    def follow(self) -> None:
+        """Take up the pages that a commit has put into SQLite's log, durably, if there are any.
 
         Raises:
             StorageFailureException: The sums could not be written: there are none until the next call.
         """
         frames = list(self._frames())
         if not frames:
-            return False
+            return
         pages = frames[-1][1]
         known = np.zeros(0, np.uint32) if self._sums is None else self._sums
         grown = np.zeros(pages, np.uint32)
@@ -143,9 +143,9 @@ class PageSums:
         except StorageFailureException:
             # SQLite may fold its log without asking. Then no sums, which are made again, are better than old ones.
             self._disk.remove(self._name)
+            self._disk.remove(self._name + ".new")
             self._disk.sync_directory()
             raise
-        return True
 
     def close(self) -> None:
         """Close the file; to be called after SQLite has."""

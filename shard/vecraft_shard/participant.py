@@ -26,12 +26,13 @@ transaction, or the catalog.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable
 
 from vecraft_data_model.errors import (
     InvalidDataException,
     PreconditionFailedError,
     ReadWriteConflictException,
+    VecraftError,
     WriteConflictException,
 )
 from vecraft_data_model.messages import (
@@ -43,6 +44,7 @@ from vecraft_data_model.messages import (
     Decide,
     Delete,
     Done,
+    DropCollection,
     Finish,
     Finished,
     Prepare,
@@ -68,65 +70,13 @@ from vecraft_shard.records import (
     ResolvedPut,
     TransactionRecord,
     encode_decision,
-    encode_timestamp,
     encode_transaction,
 )
 from vecraft_shard.state import PreparedTransaction, ShardState
+from vecraft_shard.write_group import WriteGroup
 
 Answer = Callable[[Response], None]
 _FINAL = (WriteConflictException, ReadWriteConflictException, PreconditionFailedError)
-
-
-class WriteGroup:
-    """Log records that become durable together, and what to do once they are."""
-
-    def __init__(self, state: ShardState) -> None:
-        self._state = state
-        self._records: list[tuple[int, Sequence[bytes | memoryview]]] = []
-        self._finish: list[Callable[[], None]] = []
-        self._ids: set[str] = set()
-        self._catalog = False
-
-    def add(
-        self,
-        record_type: RecordType,
-        pieces: Sequence[bytes | memoryview],
-        finish: Callable[[], None],
-        touches: Iterable[str] = (),
-        *,
-        catalog: bool = False,
-    ) -> None:
-        """Queue a record. ``finish`` runs after the fsync, in order; ``touches``: record and transaction ids."""
-        self._records.append((record_type, pieces))
-        self._finish.append(finish)
-        self._ids.update(touches)
-        self._catalog = self._catalog or catalog
-
-    def must_precede(self, touches: Iterable[str], *, catalog: bool) -> bool:
-        """Whether this group has to be finished before a request touching those is looked at."""
-        return bool(self._records) and (self._catalog or catalog or not self._ids.isdisjoint(touches))
-
-    def flush(self, now_ms: int) -> None:
-        """Write, fsync, apply.
-
-        Raises:
-            StorageFailureException: The log could not be written; nothing of the group was applied.
-        """
-        if not self._records:
-            return
-        state, records, finish = self._state, self._records, self._finish
-        self._records, self._finish, self._ids, self._catalog = [], [], set(), False
-        ceiling = None
-        if state.timeline.ceiling_is_near(now_ms):
-            ceiling = state.timeline.next_ceiling(now_ms)
-            records.append((RecordType.CEILING, encode_timestamp(ceiling)))
-        state.append(records)
-        if ceiling is not None:
-            state.timeline.ceiling = ceiling
-        state.wrote_at_ms = now_ms
-        with state.latch.exclusive():
-            for step in finish:
-                step()
 
 
 class Participant:
@@ -180,6 +130,7 @@ class Participant:
             answer(decided)
             return
         state = self._state
+        self._let_in(txn)
         check_fresh(txn.txn_id, state.timeline, now_ms, state.config)
         try:
             admitted = state.admission.admit(txn)
@@ -187,7 +138,7 @@ class Participant:
             if error.details.get("locked"):
                 raise
             refused = Refused(error)
-            self._log_abort(txn.txn_id, txn.content_hash, group, lambda: answer(refused), now_ms)
+            self._log_abort(txn.txn_id, txn.content_hash, group, answer, refused, now_ms)
             return
         ts = state.timeline.assign(txn.txn_id, now_ms, state.shard_id, admitted.footprint)
         record = TransactionRecord(txn.txn_id, txn.content_hash, ts, admitted.mutations)
@@ -199,8 +150,14 @@ class Participant:
             state.timeline.settle(txn.txn_id)
             answer(Committed(ts, admitted.count, preimages))
 
+        def refuse(error: VecraftError) -> None:
+            state.timeline.settle(txn.txn_id)
+            answer(Refused(error))
+
         touches, catalog = self.touches(CommitOne(txn))
-        group.add(RecordType.COMMIT_ONE, encode_transaction(record), finish, touches, catalog=catalog)
+        pieces = encode_transaction(record)
+        mutations = admitted.mutations
+        group.add(RecordType.COMMIT_ONE, pieces, finish, refuse, touches, catalog=catalog, mutations=mutations)
 
     # ------------------------------------------------------------------------------------- first phase
 
@@ -217,6 +174,7 @@ class Participant:
             state.keep_holding(txn.txn_id, now_ms)
             answer(Prepared(prepared.record.ts, prepared.count, prepared.preimages))
             return
+        self._let_in(txn)
         check_fresh(txn.txn_id, state.timeline, now_ms, state.config)
         admitted = state.admission.admit(txn)
         ts = state.timeline.assign(txn.txn_id, now_ms, request.primary, admitted.footprint)
@@ -237,8 +195,13 @@ class Participant:
             state.hold(PreparedTransaction(record, now_ms, now_ms, admitted.count, preimages))
             answer(Prepared(ts, admitted.count, preimages))
 
+        def refuse(error: VecraftError) -> None:
+            state.timeline.settle(txn.txn_id)
+            answer(Refused(error))
+
         touches, catalog = self.touches(request)
-        group.add(RecordType.PREPARE, pieces, finish, touches, catalog=catalog)
+        mutations = admitted.mutations
+        group.add(RecordType.PREPARE, pieces, finish, refuse, touches, catalog=catalog, mutations=mutations)
 
     # ------------------------------------------------------------------------------------ second phase
 
@@ -253,7 +216,7 @@ class Participant:
             answer(Undecided([(request.txn_id, self._state.shard_id)]))
             return
         others = [shard for shard in prepared.record.participants if shard != self._state.shard_id]
-        self._log_commit(prepared, request.commit_ts, others, group, answer, now_ms)
+        self._log_commit(prepared, request.commit_ts, others, group, answer, None, now_ms)
 
     def _finish(self, request: Finish, group: WriteGroup, answer: Answer, now_ms: int) -> None:
         prepared = self._state.prepared.get(request.txn_id)
@@ -268,10 +231,10 @@ class Participant:
             return
         # If the primary committed another content under this id, it will never commit this one.
         if request.commit_ts and not other:
-            self._log_commit(prepared, request.commit_ts, [], group, lambda _: answer(done), now_ms)
+            self._log_commit(prepared, request.commit_ts, [], group, answer, done, now_ms)
         else:
             content_hash = prepared.record.content_hash
-            self._log_abort(request.txn_id, content_hash, group, lambda: answer(done), now_ms)
+            self._log_abort(request.txn_id, content_hash, group, answer, done, now_ms)
 
     def _log_commit(
         self,
@@ -280,6 +243,7 @@ class Participant:
         others: list[int],
         group: WriteGroup,
         answer: Answer,
+        done: Response | None,
         now_ms: int,
     ) -> None:
         state, record = self._state, prepared.record
@@ -299,12 +263,19 @@ class Participant:
             if others:
                 state.unacknowledged.add(record.txn_id)
             state.timeline.settle(record.txn_id)
-            answer(Committed(commit_ts, prepared.count, prepared.preimages))
+            answer(done or Committed(commit_ts, prepared.count, prepared.preimages))
 
         data = [m for m in record.mutations if isinstance(m, ResolvedPut | ResolvedDelete)]
         touches = [record.txn_id, *(record_id for mutation in data for record_id in mutation.ids)]
         catalog = len(data) < len(record.mutations)
-        group.add(RecordType.COMMIT, encode_decision(decision), finish, touches, catalog=catalog)
+        group.add(
+            RecordType.COMMIT,
+            encode_decision(decision),
+            finish,
+            lambda error: answer(Refused(error)),
+            touches,
+            catalog=catalog,
+        )
 
     # ----------------------------------------------------------------------------------- abort, in doubt
 
@@ -319,7 +290,7 @@ class Participant:
             # It may have been committed, and forgotten since. Of what is held somewhere, that cannot be.
             check_remembered(txn_id, self._state.timeline, now_ms, self._state.config)
         content_hash = prepared.record.content_hash if prepared else b""
-        self._log_abort(txn_id, content_hash, group, lambda: answer(Aborted(txn_id)), now_ms)
+        self._log_abort(txn_id, content_hash, group, answer, Aborted(txn_id), now_ms)
 
     def _resolve(self, txn_id: str, group: WriteGroup, answer: Answer, now_ms: int, *, held: bool) -> None:
         decided = self._answer_by_id(txn_id)
@@ -350,7 +321,7 @@ class Participant:
             )
 
     def _log_abort(
-        self, txn_id: str, content_hash: bytes, group: WriteGroup, answer: Callable[[], None], now_ms: int
+        self, txn_id: str, content_hash: bytes, group: WriteGroup, answer: Answer, done: Response, now_ms: int
     ) -> None:
         state = self._state
 
@@ -359,10 +330,12 @@ class Participant:
             state.outcomes[txn_id] = Outcome(0, content_hash, 0, now_ms)
             state.timeline.settle(txn_id)
             state.aborts += 1
-            answer()
+            answer(done)
 
-        decision = DecisionRecord(txn_id, 0, [], content_hash)
-        group.add(RecordType.ABORT, encode_decision(decision), finish, [txn_id])
+        decision = encode_decision(DecisionRecord(txn_id, 0, [], content_hash))
+        if txn_id not in state.prepared:
+            state.room.spend(sum(map(len, decision)))
+        group.add(RecordType.ABORT, decision, finish, lambda error: answer(Refused(error)), [txn_id])
 
     def _acknowledge(self, request: Acknowledge, group: WriteGroup, answer: Answer) -> None:
         state = self._state
@@ -379,11 +352,23 @@ class Participant:
             return
         state.unacknowledged.discard(request.txn_id)
         # Nobody waits for this record: losing it costs one more round of Finish and Acknowledge.
-        decision = DecisionRecord(request.txn_id, outcome.ts)
-        state.append_lazily(RecordType.ACKNOWLEDGED, encode_decision(decision))
+        decision = encode_decision(DecisionRecord(request.txn_id, outcome.ts))
+        state.room.spend(sum(map(len, decision)))
+        state.append_lazily(RecordType.ACKNOWLEDGED, decision)
         answer(Done())
 
     # --------------------------------------------------------------------------------------------- inside
+
+    def _let_in(self, txn: Transaction) -> None:
+        """Refuse what needs room while there is none. Dropping collections is how room comes back.
+
+        Raises:
+            StorageFullError: The shard is read-only.
+        """
+        if txn.mutations and all(isinstance(mutation, DropCollection) for mutation in txn.mutations):
+            self._state.room.spend(0)
+        else:
+            self._state.room.check()
 
     def _decided(self, txn_id: str, content_hash: bytes | None = None) -> Response | None:
         outcome = self._state.outcome_of(txn_id)

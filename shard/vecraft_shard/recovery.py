@@ -1,9 +1,13 @@
 """Opening a shard: the last checkpoint, then the log after it.
 
 1. Become the owner: the directory's lock, and an epoch higher than any before, made durable.
-2. Open ``shard.sqlite``; cut the store files to the lengths it names; load versions, postings and graphs.
+2. Open ``shard.sqlite``; take the store files to be as long as it says; load versions, postings and graphs.
 3. Replay the log after the checkpoint's LSN, with the same code that applied it the first time.
 4. Start the clock at the durable ceiling.
+5. Take the ballast, and the room that was promised to prepared transactions; where there is none, begin read-only.
+
+A disk that is full is no reason not to open: what replaying writes has its place already, and the little that is new
+finds room in the ballast, which is given back for it.
 
 Nothing of this is undone by a crash half-way, and nothing is done twice: doing it again gives the same state. That is
 so because replaying only ever writes to the store files what stood there before, in the same places.
@@ -13,9 +17,10 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from vecraft_data_model.errors import CorruptionError
+from vecraft_data_model.errors import CorruptionError, StorageFullError
 from vecraft_data_model.hlc import HybridLogicalClock
 from vecraft_data_model.ports import Disk, Latch
+from vecraft_shard.ballast import Ballast
 from vecraft_shard.collection import Collection
 from vecraft_shard.config import ShardConfig
 from vecraft_shard.locations import Locations, Outcome
@@ -25,6 +30,7 @@ from vecraft_shard.records import (
     decode_timestamp,
     decode_transaction,
 )
+from vecraft_shard.room import Room
 from vecraft_shard.state import ShardState
 from vecraft_shard.timeline import Timeline
 from vecraft_shard.wal import Wal, WalRecord
@@ -72,30 +78,60 @@ def recover(
 
     Raises:
         CorruptionError: A file does not say what was written, beyond what a crash explains.
+        StorageFullError: There is no room even with the ballast given back.
         StorageFailureException: The disk failed, or another owner holds the directory.
     """
+    ballast = Ballast(disk, config.ballast_bytes) if disk.durable else None
+    room = Room(shard_id, ballast, config.ballast_bytes)
+    try:
+        try:
+            state = _recover(disk, shard_id, now_ms, config, latch, stopwatch, salt, room)
+        except StorageFullError as error:
+            room.turn_read_only(error)
+            state = _recover(disk, shard_id, now_ms, config, latch, stopwatch, salt, room)
+        try:
+            room.reserve_promised(state.collections)
+        except StorageFullError as error:
+            room.turn_read_only(error)
+        room.begin()
+    except BaseException:
+        room.close()
+        raise
+    return state
+
+
+def _recover(
+    disk: Disk,
+    shard_id: int,
+    now_ms: int,
+    config: ShardConfig,
+    latch: Latch,
+    stopwatch: Callable[[], float],
+    salt: int,
+    room: Room,
+) -> ShardState:
+    room.forget_promises()
     epoch = raise_epoch(disk)
     locations = Locations(disk.path("shard.sqlite") if disk.durable else None)
+    collections: dict[str, Collection] = {}
     try:
         after_lsn = locations.meta("checkpoint_lsn", 0)
         wal = Wal.open(disk, epoch=epoch, after_lsn=after_lsn, salt=salt)
         clock = HybridLogicalClock(0, config.max_clock_skew_ms)
         timeline = Timeline(
             clock,
-            ceiling=locations.meta("ceiling", 0),
+            ceiling=max(locations.meta("ceiling", 0), room.ceiling),
             safe_point=locations.meta("safe_point", 0),
             ceiling_ms=config.ceiling_ms,
         )
         catalog = locations.load_catalog()
         latest = {entry.collection_id: entry for entry in catalog.collections}
-        collections = {
-            stored.collection_id: Collection.open(stored, latest[stored.collection_id].schema, disk, locations)
-            for stored in locations.load_collections()
-        }
-        for collection_id, collection in collections.items():
-            collection.depth.altered = latest[collection_id].ef
+        for stored in locations.load_collections():
+            entry = latest[stored.collection_id]
+            collections[stored.collection_id] = Collection.open(stored, entry.schema, disk, locations)
+            collections[stored.collection_id].depth.altered = entry.ef
         state = ShardState(
-            shard_id, epoch, config, disk, latch, locations, wal, timeline, catalog, collections, stopwatch
+            shard_id, epoch, config, disk, latch, locations, wal, timeline, catalog, collections, room, stopwatch
         )
         state.next_ordinal = locations.meta("next_ordinal", 1)
         state.checkpoint_ms = locations.meta("checkpoint_ms", 0)
@@ -106,6 +142,8 @@ def recover(
         for record_ in wal.replay():
             _replay(state, record_, now_ms)
     except BaseException:
+        for collection in collections.values():
+            collection.close(keep_room=True)
         locations.close()
         raise
     # Above everything this shard ever issued or served; a jump ahead of the wall clock is bounded by `ceiling_ms`.

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import errno
 import sqlite3
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from vecraft_data_model.errors import CorruptionError, StorageFailureException
+from vecraft_data_model.errors import CorruptionError, StorageFailureException, StorageFullError
 
 DATABASE = "shard.sqlite"
 """The one SQLite file of a shard."""
@@ -17,12 +18,15 @@ def as_our_own(name: str) -> Iterator[None]:
     """Turn what SQLite raises while it works on the file ``name`` into an error that names it.
 
     Raises:
-        StorageFailureException: The disk failed or is full, or another process holds the file.
+        StorageFullError: The disk is full; the transaction that met this is to be rolled back.
+        StorageFailureException: The disk failed, or another process holds the file.
         CorruptionError: SQLite cannot read what is there.
     """
     try:
         yield
     except sqlite3.OperationalError as error:
+        if getattr(error, "sqlite_errorcode", None) == sqlite3.SQLITE_FULL:
+            raise StorageFullError(f"{name}: SQLite found the disk full", file=name, errno=errno.ENOSPC) from error
         raise StorageFailureException(f"{name}: SQLite failed: {error}", file=name) from error
     except sqlite3.Error as error:
         raise CorruptionError(f"{name}: SQLite cannot read it: {error}", file=name) from error

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 
+from vecraft_data_model.errors import StorageFullError
 from vecraft_data_model.messages import Rows
 from vecraft_data_model.ports import Disk, Latch
 from vecraft_data_model.validation import txn_created_ms
@@ -18,7 +19,15 @@ from vecraft_shard.collection import Collection
 from vecraft_shard.config import ShardConfig
 from vecraft_shard.locations import Locations, Outcome
 from vecraft_shard.locks import Locks
-from vecraft_shard.records import RecordType, Resolved, ResolvedDelete, ResolvedPut, TransactionRecord
+from vecraft_shard.records import (
+    RecordType,
+    Resolved,
+    ResolvedDelete,
+    ResolvedPut,
+    TransactionRecord,
+    encode_timestamp,
+)
+from vecraft_shard.room import Room
 from vecraft_shard.timeline import CATALOG, Timeline
 from vecraft_shard.versions import NO_ROW
 from vecraft_shard.wal import Wal
@@ -67,6 +76,7 @@ class ShardState:
     timeline: Timeline
     catalog: Catalog
     collections: dict[str, Collection]
+    room: Room
     stopwatch: Callable[[], float]
     locks: Locks = field(default_factory=Locks)
     prepared: dict[str, PreparedTransaction] = field(default_factory=dict)
@@ -94,7 +104,12 @@ class ShardState:
     # --------------------------------------------------------------------------------------------- log
 
     def append(self, records: Sequence[tuple[int, Sequence[bytes | memoryview]]]) -> None:
-        """Write records as one frame and make them durable (as far as ``durability`` asks)."""
+        """Write records as one frame and make them durable (as far as ``durability`` asks).
+
+        Raises:
+            StorageFullError: The disk is full: nothing was written, and the log is as it was.
+            StorageFailureException: The disk failed, and the log is broken.
+        """
         self.wal.append(records)
         if self.config.durability == "fsync":
             started = self.stopwatch()
@@ -103,8 +118,45 @@ class ShardState:
             self.syncs += 1
 
     def append_lazily(self, record_type: RecordType, pieces: Sequence[bytes | memoryview]) -> None:
-        """Write a record that becomes durable with the next one."""
-        self.wal.append([(record_type, pieces)])
+        """Write a small record that becomes durable with the next one; on a full disk in the ballast's room.
+
+        Raises:
+            StorageFailureException: As for :meth:`append`.
+        """
+        try:
+            self.wal.append([(record_type, pieces)])
+        except StorageFullError as error:
+            self.room.turn_read_only(error)
+            self.wal.append([(record_type, pieces)])
+
+    def raise_ceiling(self, ceiling: int) -> None:
+        """Make a ceiling of the clock durable, on a full disk, too.
+
+        Raises:
+            StorageFailureException: The disk failed, and the log is broken.
+        """
+        if self.room.full is None:
+            try:
+                self.append([(RecordType.CEILING, encode_timestamp(ceiling))])
+            except StorageFullError as error:
+                self.room.turn_read_only(error)
+        if self.room.full is not None:
+            self.room.write_ceiling(ceiling)
+        self.timeline.ceiling = ceiling
+
+    def raise_safe_point(self, safe_point: int) -> None:
+        """Make a safe point durable.
+
+        Raises:
+            StorageFailureException: As for :meth:`append`.
+        """
+        record = [(RecordType.SAFE_POINT, encode_timestamp(safe_point))]
+        try:
+            self.append(record)
+        except StorageFullError as error:
+            self.room.turn_read_only(error)
+            self.append(record)
+        self.timeline.safe_point = safe_point
 
     # ------------------------------------------------------------------------------------------- applying
 
@@ -136,6 +188,7 @@ class ShardState:
         """Keep a prepared transaction and lock what it touches."""
         self.prepared[prepared.record.txn_id] = prepared
         self.locks.acquire(prepared.record, self.catalog)
+        self.room.promise(prepared.record.mutations)
 
     def keep_holding(self, txn_id: str, now_ms: int) -> None:
         """Count the time after which a prepared transaction is taken for given up from now on, within limits."""
@@ -148,6 +201,7 @@ class ShardState:
         prepared = self.prepared.pop(txn_id, None)
         if prepared is not None:
             self.locks.release(prepared.record)
+            self.room.promise(prepared.record.mutations, -1)
 
     def restore_prepared(self, record: TransactionRecord, now_ms: int) -> None:
         """Take up a prepared transaction found in the log or in a checkpoint."""

@@ -34,6 +34,7 @@ def status_of(state: ShardState, now_ms: int, checkpoints: int, *, failed: bool)
             "checkpoints_total": checkpoints,
             "checkpoint_age_seconds": max(0, now_ms - state.checkpoint_ms) / 1000 if state.checkpoint_ms else 0,
             "clock_ahead_seconds": max(0, (state.timeline.clock.last >> 16) - now_ms) / 1000,
+            "read_only": int(state.room.full is not None),
             "failed": int(failed),
         },
         {names[c.collection_id]: c.versions.alive for c in collections if c.collection_id in names},

@@ -16,9 +16,11 @@ Invariants:
 
 * Rows and payloads are written once, by one writer, and never change; readers in other threads see them through
   read-only maps, without locks. A row is published (``rows``, ``end``) after it is written.
-* The files are extended ahead of the data, by room that costs nothing until used, so that maps are renewed rarely. How
-  far the data goes is not written here: after opening, ``rows`` and ``end`` are upper bounds until ``truncate`` sets
-  what the checkpoint says.
+* The files are extended ahead of the data, by room that costs nothing until used, so that maps are renewed rarely. Of
+  that, ``reserve`` takes as much from the disk as is needed next: rows and payloads that were reserved can be written
+  however full the disk becomes.
+* How far the data goes is not written here: after opening, ``rows`` and ``end`` are upper bounds until ``truncate``
+  sets what the checkpoint says. What lies beyond stays where it is, as room that the disk cannot take back.
 * Views handed out stay valid after growth and ``close``. ``truncate`` is for recovery, before anything is handed out.
 * The header is durable before the first row is written; everything else after ``sync``, which may run beside the
   writer. After a failed sync every later one fails too, until the file is opened again.
@@ -40,6 +42,7 @@ from vecraft_data_model.errors import (
     CorruptionError,
     InvalidDataException,
     StorageFailureException,
+    StorageFullError,
     VectorDimensionMismatchException,
 )
 from vecraft_data_model.ports import Disk
@@ -54,6 +57,11 @@ _HEADER = struct.Struct("<8sIII40xI")
 
 MIN_STEP_BYTES = 1 << 20
 MAX_STEP_BYTES = 64 << 20
+"""By how much the length goes ahead of the data: an eighth, within these."""
+
+MIN_TAKEN_BYTES = 16 << 10
+MAX_TAKEN_BYTES = 8 << 20
+"""By how much the room taken from the disk does."""
 
 
 class _GrowingFile:
@@ -70,25 +78,47 @@ class _GrowingFile:
             if self._file.size() > HEADER_BYTES or _is_header(found):
                 self._file.close()
                 raise _header_fault(name, found, header)
-            self._file.truncate(0)
-            self._file.pwrite(header, 0)
-            self._file.sync()
-            disk.sync_directory(name.rpartition("/")[0])
+            try:
+                self._file.truncate(0)
+                self._file.pwrite(header, 0)
+                self._file.sync()
+                disk.sync_directory(name.rpartition("/")[0])
+            except BaseException:
+                self._file.close()
+                raise
         self.size = self._file.size()
         self.map = self._file.map()
+        self._taken = HEADER_BYTES  # room up to here is known to be ours
         self._dirty = False
         self._failed = False
 
     def reserve(self, end: int) -> bool:
-        """Make the file and its map reach ``end``; returns whether the map is a new one."""
+        """Take the room up to ``end``, and make the map reach there; returns whether the map is a new one.
+
+        Raises:
+            StorageFullError: There is not that much room; nothing has changed.
+        """
+        if end > self._taken:
+            self._take(end)
         if end <= self.size:
             return False
         step = min(max(self.size // 8, MIN_STEP_BYTES), MAX_STEP_BYTES)
-        size = max(end, self.size + step)
+        size = max(end, self.size + step, self._taken)
         self._file.truncate(size)
         self.map = self._file.map()
         self.size = size
         return True
+
+    def _take(self, end: int) -> None:
+        ahead = end + min(max(end // 8, MIN_TAKEN_BYTES), MAX_TAKEN_BYTES)
+        if end <= self.size:
+            ahead = min(ahead, self.size)  # the map would not reach further
+        try:
+            self._file.allocate(self._taken, ahead)
+            self._taken = ahead
+        except StorageFullError:
+            self._file.allocate(self._taken, end)  # without anything ahead
+            self._taken = end
 
     def write(self, data: bytes | memoryview, offset: int) -> None:
         try:
@@ -96,19 +126,15 @@ class _GrowingFile:
         finally:
             self._dirty = True  # after the write: a sync in another thread may have cleared it meanwhile
 
-    def cut(self, end: int) -> None:
-        """Make the file end at ``end`` exactly; CorruptionError if it is shorter."""
+    def begin_at(self, end: int) -> None:
+        """Take what lies beyond ``end`` for room; CorruptionError if the file is shorter."""
         if end > self.size:
             raise CorruptionError(
                 f"{self.name} at {self.size}: the file ends here, but {end} bytes were written",
                 file=self.name,
                 offset=self.size,
             )
-        if end < self.size:
-            self._dirty = True
-            self._file.truncate(end)
-            self.map = self._file.map()
-            self.size = end
+        self._taken = end
 
     def sync(self) -> None:
         """Make durable what was written before; may run beside the writer, in one thread at a time."""
@@ -126,10 +152,10 @@ class _GrowingFile:
             self._failed = True  # the system may have dropped the pages; a second sync would succeed and prove nothing
             raise
 
-    def close(self, end: int) -> None:
-        """Give back the room ahead (no view reaches into it) and close."""
+    def close(self, end: int | None) -> None:
+        """Give back the room beyond ``end`` (no view reaches into it; None: keep it all) and close."""
         try:
-            if end < self.size:
+            if end is not None and end < max(self.size, self._taken):
                 self._file.truncate(end)
         finally:
             self._file.close()
@@ -212,10 +238,18 @@ class VectorColumn:
             return
         data = np.ascontiguousarray(vectors, dtype=self.dtype)
         start = HEADER_BYTES + first_row * self._row_bytes
-        if self._file.reserve(start + data.nbytes):
-            self._matrix = self._as_matrix()
+        self.reserve(first_row + len(data))
         self._file.write(data.data.cast("B"), start)
         self._rows = max(self._rows, first_row + len(data))
+
+    def reserve(self, rows: int) -> None:
+        """Take room for the rows below ``rows``.
+
+        Raises:
+            StorageFullError: The disk has not that much.
+        """
+        if self._file.reserve(HEADER_BYTES + rows * self._row_bytes):
+            self._matrix = self._as_matrix()
 
     def view(self, lo: int, hi: int) -> VectorArray:
         """Return rows lo … hi-1 as a read-only (hi - lo, dim) array, without copying.
@@ -243,18 +277,17 @@ class VectorColumn:
         self._file.sync()
 
     def truncate(self, rows: int) -> None:
-        """Set the number of rows to what the checkpoint says, and cut the file there. For recovery, before any view.
+        """Set the number of rows to what the checkpoint says. For recovery, before any view.
 
         Raises:
             CorruptionError: The file holds fewer.
         """
-        self._file.cut(HEADER_BYTES + rows * self._row_bytes)
-        self._matrix = self._as_matrix()
+        self._file.begin_at(HEADER_BYTES + rows * self._row_bytes)
         self._rows = rows
 
-    def close(self) -> None:
-        """Close; views stay valid."""
-        self._file.close(self.bytes)
+    def close(self, *, keep_room: bool = False) -> None:
+        """Close; views stay valid. The room ahead of the rows is given back, unless it is to be kept."""
+        self._file.close(None if keep_room else self.bytes)
 
     def _as_matrix(self) -> VectorArray:
         data = self._file.map[HEADER_BYTES:]
@@ -299,11 +332,19 @@ class PayloadLog:
         ends = self._end + np.cumsum(sizes, dtype=np.int64)
         if len(payloads):
             end = int(ends[-1])
-            if self._file.reserve(end):
-                self._view = self._file.map.data
+            self.reserve(end - self._end)
             self._file.write(b"".join(payloads), self._end)
             self._end = end
         return ends - sizes, sizes
+
+    def reserve(self, size: int) -> None:
+        """Take room for payloads of ``size`` bytes together.
+
+        Raises:
+            StorageFullError: The disk has not that much.
+        """
+        if self._file.reserve(self._end + size):
+            self._view = self._file.map.data
 
     def read(self, offset: int, size: int) -> bytes:
         """Return the payload at ``offset``.
@@ -346,19 +387,18 @@ class PayloadLog:
         self._file.sync()
 
     def truncate(self, end: int) -> None:
-        """Set ``end`` to what the checkpoint says (at least the header's 64), and cut the file there. For recovery.
+        """Set ``end`` to what the checkpoint says (at least the header's 64). For recovery.
 
         Raises:
             CorruptionError: The file holds less.
         """
         end = max(end, HEADER_BYTES)
-        self._file.cut(end)
-        self._view = self._file.map.data
+        self._file.begin_at(end)
         self._end = end
 
-    def close(self) -> None:
-        """Close; what was read stays."""
-        self._file.close(self._end)
+    def close(self, *, keep_room: bool = False) -> None:
+        """Close; what was read stays. The room ahead is given back, unless it is to be kept."""
+        self._file.close(None if keep_room else self._end)
 
     def _outside(self, offset: int, size: int) -> CorruptionError:
         return CorruptionError(

@@ -24,6 +24,9 @@ Invariants:
   nobody may see a record that a power failure could still take away.
 * After a failed write or sync nothing is known about the page cache, so the log is broken: every later call raises
   :class:`StorageFailureException`, and only opening it again (recovery) helps.
+* A full disk breaks nothing: what it let in of a frame is taken back, and that is durable, before anybody is told
+  (:class:`StorageFullError`). So a frame that was refused cannot come back, and shorter ones may still find room. A
+  *sync* that fails for want of room is a failed sync.
 
 Writing into blocks that already exist makes a sync faster than extending the file, much so on a busy machine; so small
 frames go into zeros that were written ahead, while large ones simply extend the file.
@@ -35,7 +38,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
-from vecraft_data_model.errors import InvalidDataException, StorageFailureException
+from vecraft_data_model.errors import InvalidDataException, StorageFailureException, StorageFullError
 from vecraft_data_model.ports import Disk, File
 from vecraft_shard.wal_format import SEGMENT_HEADER_BYTES, Piece, SegmentHeader, WalRecord, encode_frame
 from vecraft_shard.wal_mark import Mark
@@ -73,6 +76,7 @@ class Wal:
         self._chain = 0
         self._offset = 0  # where the next frame goes
         self._zeroed_to = 0  # the file holds zeros from _offset to here
+        self._scarce = False  # there was no room for zeros in this segment
         self._next_lsn = 0
         self._durable_lsn = 0
         self._bytes_written = 0  # of frames, replayed or appended
@@ -192,6 +196,7 @@ class Wal:
 
         Raises:
             InvalidDataException: A record of 4 GiB or more, or an unknown type; nothing was written.
+            StorageFullError: The disk is full; the log is as it was.
             StorageFailureException: The write failed, or the log is broken or closed.
         """
         self._check()
@@ -209,6 +214,8 @@ class Wal:
         )
         try:
             self._write(chunks, size)
+        except StorageFullError:
+            raise
         except BaseException as error:
             self._failure = error
             raise
@@ -219,20 +226,46 @@ class Wal:
         return self._next_lsn - 1
 
     def _write(self, chunks: list[bytearray | memoryview], size: int) -> None:
-        file = self._open_file()
-        end = self._offset + size
-        if end > self._zeroed_to:
-            if len(chunks) == 1 and size <= self._zero_ahead // _SMALL_FRAME_SHARE:
-                chunks = [bytearray().join((chunks[0], bytes(self._zero_step)))]
-                end += self._zero_step
-                self._zero_step = min(2 * self._zero_step, self._zero_ahead)
-            else:
-                self._zero_step = min(self._zero_ahead, _FIRST_ZERO_AHEAD_BYTES)
-        offset = self._offset
-        for chunk in chunks:
-            file.pwrite(memoryview(chunk), offset)
-            offset += len(chunk)
-        self._zeroed_to = max(self._zeroed_to, end)
+        """Write a frame, and zeros after it where that pays. StorageFullError: nothing is left of it."""
+        zeros = self._zeros_after(len(chunks), size)
+        parts = [bytearray().join((chunks[0], bytes(zeros)))] if zeros else chunks
+        file, offset = self._open_file(), self._offset
+        try:
+            for part in parts:
+                file.pwrite(memoryview(part), offset)
+                offset += len(part)
+        except StorageFullError:
+            self._take_back()
+            if not zeros:
+                raise
+            self._scarce = True
+            self._write(chunks, size)
+        else:
+            self._zeroed_to = max(self._zeroed_to, offset)
+
+    def _zeros_after(self, chunks: int, size: int) -> int:
+        """Return how many zeros to lay after a frame."""
+        if self._offset + size <= self._zeroed_to or self._scarce:
+            return 0
+        if chunks > 1 or size > self._zero_ahead // _SMALL_FRAME_SHARE:
+            self._zero_step = min(self._zero_ahead, _FIRST_ZERO_AHEAD_BYTES)
+            return 0
+        zeros, self._zero_step = self._zero_step, min(2 * self._zero_step, self._zero_ahead)
+        return zeros
+
+    def _take_back(self) -> None:
+        """Remove, durably, what a full disk let in of a frame, and keep the room that was there for it."""
+        try:
+            file = self._open_file()
+            if self._zeroed_to > self._offset:
+                file.pwrite(bytes(self._zeroed_to - self._offset), self._offset)
+            file.truncate(max(self._zeroed_to, self._offset))
+            file.sync()
+            self._note_durable()
+        except BaseException as error:
+            self._failure = error
+            message = f"the log was left in the middle of a write: {error}"
+            raise StorageFailureException(message, path=self._folder) from error
 
     def sync(self) -> None:
         """Make everything appended so far durable; returns at once if it is.
@@ -254,6 +287,7 @@ class Wal:
         """Begin a new segment, after making the current one durable; nothing happens if that one is empty.
 
         Raises:
+            StorageFullError: There is no room for it; the log goes on in the current one.
             StorageFailureException: As for :meth:`append`.
         """
         self._check()
@@ -262,10 +296,18 @@ class Wal:
         try:
             file = self._open_file()
             file.truncate(self._offset)
+            self._zeroed_to = self._offset
             file.sync()
             self._note_durable()
+        except BaseException as error:
+            self._failure = error
+            raise
+        try:
             self._begin_segment()
             file.close()
+        except StorageFullError:
+            self._remove_unborn()
+            raise
         except BaseException as error:
             self._failure = error
             raise
@@ -274,14 +316,30 @@ class Wal:
         name = segment_name(self._folder, self._next_lsn)
         header = SegmentHeader(first_lsn=self._next_lsn, epoch=self._epoch, salt=self._salt, chain=self._chain)
         file = self._disk.open(name)
-        file.pwrite(header.encode(), 0)
-        file.sync()
-        self._disk.sync_directory(self._folder)
+        try:
+            file.pwrite(header.encode(), 0)
+            file.sync()
+            self._disk.sync_directory(self._folder)
+        except BaseException:
+            file.close()
+            raise
         self._file = file
         self._segments.append(self._next_lsn)
         self._bytes_before[self._next_lsn] = self._bytes_written
         self._seed = self._chain = header.seed
         self._offset = self._zeroed_to = SEGMENT_HEADER_BYTES
+        self._zero_step = min(self._zero_ahead, _FIRST_ZERO_AHEAD_BYTES)
+        self._scarce = False
+
+    def _remove_unborn(self) -> None:
+        """Remove, durably, a segment that there was no room for: frames that go on before it would contradict it."""
+        try:
+            self._disk.remove(segment_name(self._folder, self._next_lsn))
+            self._disk.sync_directory(self._folder)
+        except BaseException as error:
+            self._failure = error
+            message = f"a segment of the log was left half made: {error}"
+            raise StorageFailureException(message, path=self._folder) from error
 
     def trim(self, up_to_lsn: int) -> None:
         """Remove the segments that hold only records up to ``up_to_lsn``; the one written to stays.
@@ -320,7 +378,11 @@ class Wal:
         """Everything appended is synced: say so in every later frame, and in the mark."""
         self._durable_lsn = self._next_lsn - 1
         if self._mark is not None:
-            self._mark.write(self._durable_lsn)
+            try:
+                self._mark.write(self._durable_lsn)
+            except StorageFullError as error:
+                # It is written in place, so that is no lack of room; and it must not be taken for a frame's.
+                raise StorageFailureException(error.message, **error.details) from error
 
     def _open_file(self) -> File:
         if self._file is None:

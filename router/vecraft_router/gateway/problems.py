@@ -46,6 +46,7 @@ STATUS_BY_CODE: dict[str, int] = {
     "snapshot_too_old": 410,
     "overloaded": 429,
     "storage_failure": 500,
+    "storage_full": 507,
     "corruption": 500,
     "checksum_mismatch": 500,
     "tsne_failure": 500,
@@ -90,8 +91,8 @@ class BadRequest(Exception):
 
 
 def status_of(error: VecraftError) -> int:
-    """Return the HTTP status of an error. A full disk is 507, any other storage failure 500."""
-    if isinstance(error, StorageFailureException) and error.details.get("errno") == errno.ENOSPC:
+    """Return the HTTP status of an error. A disk, or a quota, that is full is 507, any other storage failure 500."""
+    if isinstance(error, StorageFailureException) and error.details.get("errno") in (errno.ENOSPC, errno.EDQUOT):
         return HTTPStatus.INSUFFICIENT_STORAGE
     return STATUS_BY_CODE.get(error.code, 500)
 

@@ -19,6 +19,7 @@ apart from rows that were reclaimed for good (``forget``).
 
 from __future__ import annotations
 
+import errno
 import os
 from pathlib import Path
 
@@ -29,6 +30,7 @@ import xxhash
 
 from vecraft_data_model.distances import norms as norms_of
 from vecraft_data_model.errors import CorruptionError, InvalidDataException, UnsupportedMetricException
+from vecraft_shard.disk import failure
 from vecraft_shard.indexes.rowset import RowSet
 
 Float32Array = npt.NDArray[np.float32]
@@ -142,9 +144,20 @@ class HnswIndex:
         """Write the graph to a file, synced. Returns its checksum, to be kept elsewhere: the file is hnswlib's own.
 
         The checksum is the XXH3-64 of the whole file without its highest bit, so that SQLite can hold it.
+
+        Raises:
+            StorageFullError: There is no room for it; what is there of the file is of no use.
+            StorageFailureException: The disk failed.
         """
-        self._index.save_index(os.fspath(path))
-        return _digest(Path(path), sync=True)
+        file, size = Path(path), self._index.index_file_size()
+        try:
+            self._index.save_index(os.fspath(file))
+            written = file.stat().st_size
+            if written != size:  # hnswlib does not look whether it could write it
+                raise OSError(errno.ENOSPC, f"hnswlib could write {written} of {size} bytes")
+            return _digest(file, sync=True)
+        except OSError as error:
+            raise failure("write", file, error) from error
 
     def load(self, path: str | Path, checksum: int, count: int, forgotten: int = 0) -> None:
         """Replace the contents by a saved graph of ``count`` rows, ``forgotten`` of which were when it was saved.

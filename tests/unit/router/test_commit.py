@@ -15,7 +15,9 @@ from vecraft_data_model.errors import (
     ShardUnavailableError,
     SnapshotTooOldError,
     StorageFailureException,
+    StorageFullError,
     TimeoutException,
+    VecraftError,
     WriteConflictException,
 )
 from vecraft_data_model.messages import (
@@ -123,10 +125,11 @@ def test_invalid_input_is_told_as_it_is(bench: Workbench) -> None:
     assert not bench.sent(AbortTransaction)
 
 
-def test_overload_is_told_at_once(bench: Workbench) -> None:
-    bench.fault = lambda shard, request: OverloadedError("full")
+@pytest.mark.parametrize("kind", [OverloadedError, StorageFullError])
+def test_what_was_not_done_for_lack_of_room_is_told_at_once(bench: Workbench, kind: type[VecraftError]) -> None:
+    bench.fault = lambda shard, request: kind("full")
     for ids in (["a"], bench.one_on_each()):
-        with pytest.raises(OverloadedError):
+        with pytest.raises(kind):
             bench.run(bench.router.commit([bench.put(*ids)]))
     assert bench.clock.now == 0.0 and not bench.sent(AbortTransaction)
 

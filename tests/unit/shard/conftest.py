@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 
-from vecraft_data_model.errors import StorageFailureException
+from vecraft_data_model.errors import StorageFailureException, StorageFullError
 from vecraft_data_model.ports import Disk
 from vecraft_shard.disk import MemoryDisk, OsDisk
 
@@ -28,9 +28,16 @@ class FaultyFile:
         self.durable = bytearray()
         self.pending: list[tuple[int, bytes] | int] = []  # (offset, data) of a write, or the length of a truncation
         self.syncs = 0
+        self.taken = 0  # room taken from the disk: up to here bytes were written or allocated
 
     def pwrite(self, data: bytes | memoryview, offset: int) -> None:
         block = bytes(data)
+        fits = max(0, self._disk.take(self, offset + len(block)) - offset)
+        if fits < len(block):
+            if fits:
+                self._apply(self.data, (offset, block[:fits]))
+                self.pending.append((offset, block[:fits]))
+            raise self._disk.full(self.name)
         try:
             self._disk.step("write", self.name)
         except StorageFailureException:
@@ -51,8 +58,19 @@ class FaultyFile:
 
     def truncate(self, size: int) -> None:
         self._disk.step("truncate", self.name)
+        self.taken = min(self.taken, size)
         self._apply(self.data, size)
         self.pending.append(size)
+
+    def allocate(self, start: int, stop: int) -> None:
+        self._disk.step("allocate", self.name)
+        before = self.taken
+        if self._disk.take(self, stop) < stop:
+            self.taken = before
+            raise self._disk.full(self.name)
+        if stop > len(self.data):
+            self._apply(self.data, stop)
+            self.pending.append(stop)
 
     def size(self) -> int:
         return len(self.data)
@@ -108,11 +126,27 @@ class FaultyDisk:
         self.fail_at: int | None = None
         self.fail_kind: str | None = None
         self.errno = errno.EIO
+        self.capacity: int | None = None
+
+    @property
+    def used(self) -> int:
+        return sum(file.taken for file in self.files.values())
+
+    def take(self, file: FaultyFile, end: int) -> int:
+        """Take a file's room up to ``end``, as far as there is any; returns how far it goes now."""
+        more = max(0, end - file.taken)
+        file.taken += more if self.capacity is None else min(more, max(0, self.capacity - self.used))
+        return file.taken
+
+    def full(self, name: str) -> StorageFullError:
+        return StorageFullError(f"cannot write to {name}: No space left on device", path=name, errno=errno.ENOSPC)
 
     def step(self, kind: str, name: str) -> None:
         self.steps += 1
         if kind == self.fail_kind or (self.fail_at is not None and self.steps >= self.fail_at):
-            raise StorageFailureException(f"cannot {kind} {name}: told to fail", path=name, errno=self.errno)
+            full = self.errno == errno.ENOSPC and not kind.startswith("sync")
+            error = StorageFullError if full else StorageFailureException
+            raise error(f"cannot {kind} {name}: told to fail", path=name, errno=self.errno)
 
     def open(self, name: str) -> FaultyFile:
         return self.files.setdefault(name, FaultyFile(self, name))

@@ -12,7 +12,12 @@ import numpy as np
 import pytest
 from crc32c import crc32c
 
-from vecraft_data_model.errors import CorruptionError, InvalidDataException, StorageFailureException
+from vecraft_data_model.errors import (
+    CorruptionError,
+    InvalidDataException,
+    StorageFailureException,
+    StorageFullError,
+)
 from vecraft_data_model.ports import Disk
 from vecraft_shard.disk import MemoryDisk, OsDisk
 from vecraft_shard.wal import Wal
@@ -425,19 +430,19 @@ def test_a_record_that_is_not_accepted_leaves_no_trace() -> None:
     assert payloads(recover(disk)[1]) == [b"good"]
 
 
-@pytest.mark.parametrize("kind", ["write", "sync"])
-def test_after_a_failure_the_log_is_broken_until_it_is_opened_again(kind: str, faulty_disk: Any) -> None:
+@pytest.mark.parametrize(("kind", "why"), [("write", errno.EIO), ("sync", errno.EIO), ("sync", errno.ENOSPC)])
+def test_after_a_failure_the_log_is_broken_until_it_is_opened_again(kind: str, why: int, faulty_disk: Any) -> None:
     wal, _ = recover(faulty_disk)
     write(wal, b"safe")
-    faulty_disk.fail_kind, faulty_disk.errno = kind, errno.ENOSPC
+    faulty_disk.fail_kind, faulty_disk.errno = kind, why
     with pytest.raises(StorageFailureException) as caught:
         write(wal, b"failed")
-    assert caught.value.details["errno"] == errno.ENOSPC
+    assert caught.value.details["errno"] == why and not isinstance(caught.value, StorageFullError)
     faulty_disk.fail_kind = None
     for use in (lambda: wal.append([(1, [b"x"])]), lambda: wal.append([]), wal.sync, wal.rotate, lambda: wal.trim(0)):
         with pytest.raises(StorageFailureException, match="stopped after a failed write") as caught:
             use()
-        assert caught.value.details["errno"] == errno.ENOSPC
+        assert caught.value.details["errno"] == why
     wal.close()
     wal, found = recover(faulty_disk.lose_power(1), epoch=2)
     assert payloads(found)[:1] == [b"safe"]

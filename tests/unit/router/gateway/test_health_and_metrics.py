@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 from collections.abc import AsyncIterator
 from typing import Any
 
@@ -143,5 +144,6 @@ async def test_every_error_has_a_status(gateway: httpx.AsyncClient, runner: Runn
         assert answer.status_code == STATUS_BY_CODE[code] and answer.json()["code"] == code
         assert answer.json()["detail"] == "what happened"
         assert ("retry-after" in answer.headers) == (answer.status_code in (429, 503))
-    runner.fault = ERRORS_BY_CODE["storage_failure"]("disk full", errno=28)
-    assert (await gateway.get("/collections")).status_code == 507
+    for code, number in (("storage_failure", errno.ENOSPC), ("storage_failure", errno.EDQUOT), ("storage_full", 0)):
+        runner.fault = ERRORS_BY_CODE[code]("disk full", errno=number)
+        assert (await gateway.get("/collections")).status_code == 507
