@@ -47,9 +47,7 @@ def actor_class(cls: type, **options: Any) -> Any:
     """Return a class as a Ray actor class that Ray restarts for ever and never retries calls of."""
     # Ray's own annotations of `remote` leave some of its options out.
     remote = cast(Any, ray.remote)
-    # In order, one lost message would hold up all that follow it, for as long as Ray waits for it (30 s).
-    always = {"max_restarts": -1, "max_task_retries": 0, "allow_out_of_order_execution": True}
-    return remote(enable_task_events=False, **always, **options)(cls)
+    return remote(max_restarts=-1, max_task_retries=0, enable_task_events=False, **options)(cls)
 
 
 def shard_name(cluster: str, shard: int) -> str:
