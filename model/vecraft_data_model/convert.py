@@ -137,17 +137,16 @@ def results_of_hits(hits: Hits, include: Iterable[str] = ("metadata", "document"
     payloads, vectors = hits.payloads, hits.vectors
     if payloads is not None and vectors is not None:
         verify_payloads(payloads, vectors)
-    return list(
-        map(
-            SearchResult,
-            hits.ids,
-            hits.distances,
-            repeat(None) if payloads is None else payloads,
-            repeat(None) if vectors is None or "vector" not in include else vectors,
-            repeat(included),
-            repeat(None) if hits.scores is None else hits.scores,
-        )
-    )
+    columns: list[Iterable[Any]] = [
+        hits.ids,
+        hits.distances,
+        repeat(None) if payloads is None else payloads,
+        repeat(None) if vectors is None or "vector" not in include else vectors,
+        repeat(included),
+    ]
+    if hits.scores is not None:
+        columns.append(hits.scores)
+    return list(map(SearchResult, *columns))
 
 
 def _wanted(schema: CollectionSchema | None) -> dict[str, Any]:

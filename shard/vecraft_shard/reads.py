@@ -11,7 +11,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from heapq import nsmallest
-from typing import Any
 
 import msgspec
 import numpy as np
@@ -164,22 +163,18 @@ class Reader:
         _check_queries(request.queries, schema)
         if options.group_by is not None:
             return self._search_groups(collection, request, view)
-        found, explain = self._nearest(collection, request, view)
+        if collection.integrity.vectors:
+            collection.integrity.refuse_vectors(snapshot)
         if collection.integrity.payloads and options.where_document is not None:
             collection.integrity.refuse_texts(snapshot)
-        return SearchReply(snapshot, [_hits(collection, line, options) for line in found], explain)
-
-    def _nearest(
-        self, collection: Collection, request: Search, view: CollectionView
-    ) -> tuple[list[Found], dict[str, Any] | None]:
-        """Search by the vectors of a request; how, if it asks."""
-        threads = self._state.config.search_threads if len(request.queries) >= _QUERIES_WORTH_THREADS else 1
-        if collection.integrity.vectors:
-            collection.integrity.refuse_vectors(view.snapshot)
         collection.depth.sample.offer(request.queries)
-        if request.options.explain:
-            return explain_search(view, request, threads, self._costs)
-        return run_search(view, request, threads, self._costs), None
+        threads = self._state.config.search_threads if len(request.queries) >= _QUERIES_WORTH_THREADS else 1
+        explain = None
+        if options.explain:
+            found, explain = explain_search(view, request, threads, self._costs)
+        else:
+            found = run_search(view, request, threads, self._costs)
+        return SearchReply(snapshot, [_hits(collection, line, options) for line in found], explain)
 
     def _search_texts(self, collection: Collection, request: Search, view: CollectionView) -> SearchReply:
         """Search by a text, and by a vector if there is one."""
@@ -188,19 +183,22 @@ class Reader:
             raise InvalidDataException("a search by text takes one query, with a vector or without")
         if options.max_distance is not None and not request.queries.shape[1]:
             raise InvalidDataException("max_distance is the distance of a vector: it needs a query_vector")
+        if request.queries.shape[1]:
+            _check_queries(request.queries, collection.schema)
+            if collection.integrity.vectors:
+                collection.integrity.refuse_vectors(view.snapshot)
         if collection.integrity.payloads:
             collection.integrity.refuse_texts(view.snapshot)
         ranked = score_texts(collection.documents.words, view, text)
         best, matching = best_texts(view, request, ranked.scores)
-        found, explain = [best], None
+        explain = {"plan": "text", "texts": ranked.statistics.documents, "texts_found": matching}
+        found = [best]
         if request.queries.shape[1]:
-            _check_queries(request.queries, collection.schema)
-            nearest, explain = self._nearest(collection, request, view)
-            found = [*nearest, best]
-        if options.explain:
-            explain = {"plan": "text", **(explain or {}), "texts": ranked.statistics.documents, "texts_found": matching}
+            collection.depth.sample.offer(request.queries)
+            near, how = explain_search(view, request, costs=self._costs)
+            found, explain = [*near, best], {**explain, **how}
         hits = [_hits(collection, line, options, ranked.scores) for line in found]
-        return SearchReply(view.snapshot, hits, explain, ranked.statistics)
+        return SearchReply(view.snapshot, hits, explain if options.explain else None, ranked.statistics)
 
     def _search_groups(self, collection: Collection, request: Search, view: CollectionView) -> SearchReply:
         """Search for the nearest of each group."""
