@@ -15,7 +15,11 @@ import msgspec
 import numpy as np
 
 from vecraft_data_model.checksums import DEFAULT_ALGORITHM, check_algorithm
-from vecraft_data_model.errors import InvalidDataException, UnsupportedMetricException
+from vecraft_data_model.errors import (
+    CollectionAlreadyExistedException,
+    InvalidDataException,
+    UnsupportedMetricException,
+)
 
 METRICS: Final = ("l2", "cosine", "ip")
 VECTOR_TYPES: Final = ("float32", "float16")
@@ -133,6 +137,21 @@ def altered_schema(schema: CollectionSchema, changes: Mapping[str, object]) -> C
         )
     recall = changes.get("target_recall", schema.target_recall)
     return CollectionSchema.from_dict({**schema.to_dict(), "target_recall": recall})
+
+
+def check_same_shape(wanted: CollectionSchema, present: CollectionSchema) -> None:
+    """Check that a collection that exists holds what one that was to be made if missing would.
+
+    Raises:
+        CollectionAlreadyExistedException: Its vectors, or their distances, are of another kind.
+    """
+    for name in ("dim", "vector_type", "metric"):
+        if getattr(wanted, name) != getattr(present, name):
+            raise CollectionAlreadyExistedException(
+                f"collection {wanted.name!r} exists with {name}={getattr(present, name)!r}, "
+                f"not {getattr(wanted, name)!r}",
+                collection=wanted.name,
+            )
 
 
 def _integer(field: str, value: object, low: int, high: int) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable
 from datetime import UTC, datetime
 from typing import Any
@@ -265,3 +266,32 @@ def test_commit_timestamps_are_moments(client: VecraftClient, collection: str) -
     result = client.upsert(collection, ids=["a"], vectors=[[1, 2, 3, 4]])
     seconds = (result.commit_ts >> 16) / 1000
     assert abs(seconds - datetime.now(UTC).timestamp()) < 60
+
+
+def test_deleting_by_filter_takes_no_notice_of_other_writers(client: VecraftClient, collection: str) -> None:
+    """What others change meanwhile makes it look again, in every place."""
+    client.upsert(collection, ids=[f"r{i}" for i in range(40)], vectors=np.ones((40, 4)), metadatas=[{"x": 1}] * 40)
+    stop = threading.Event()
+    errors: list[BaseException] = []
+
+    def rewrite() -> None:
+        number = 0
+        try:
+            while not stop.is_set():
+                number += 1
+                ids = [f"r{(number + i) % 40}" for i in range(5)]
+                client.upsert(collection, ids=ids, vectors=np.ones((5, 4)), metadatas=[{"x": 2}] * 5)
+        except BaseException as error:
+            errors.append(error)
+
+    writer = threading.Thread(target=rewrite)
+    writer.start()
+    try:
+        for _ in range(10):
+            client.delete_many(collection, where={"x": 2}, timeout=30)
+    finally:
+        stop.set()
+        writer.join()
+    assert errors == []
+    client.delete_many(collection, where={"x": {"$in": [1, 2]}})
+    assert client.count(collection) == 0

@@ -35,7 +35,7 @@ from vecraft_data_model.messages import (
     SetAlias,
 )
 from vecraft_data_model.packets import CollectionInfo, CommitResult, DataPacket, QueryPacket, SearchResult
-from vecraft_data_model.schema import CollectionSchema, validate_name
+from vecraft_data_model.schema import CollectionSchema, check_same_shape, validate_name
 from vecraft_data_model.search_options import SearchOptions
 from vecraft_data_model.validation import (
     as_matrix,
@@ -97,11 +97,11 @@ class Operations:
         deadline = self.router.deadline(check_timeout(timeout))
         try:
             yield from self.router.commit([CreateCollection(wanted, "")], txn_id=_txn(txn_id), deadline=deadline)
-        except CollectionAlreadyExistedException as error:
+        except CollectionAlreadyExistedException:
             if not if_not_exists:
                 raise
             info = yield from self.router.describe(schema.name, ReadOptions("strong", deadline=deadline))
-            _check_same_shape(schema, info.schema, error)
+            check_same_shape(schema, info.schema)
             return info.schema
         return wanted
 
@@ -399,18 +399,6 @@ def _txn(txn_id: str | None) -> str | None:
 
 def _only(packets: list[DataPacket]) -> DataPacket | None:
     return packets[0] if packets else None
-
-
-def _check_same_shape(
-    wanted: CollectionSchema, present: CollectionSchema, error: CollectionAlreadyExistedException
-) -> None:
-    for name in ("dim", "vector_type", "metric"):
-        if getattr(wanted, name) != getattr(present, name):
-            raise CollectionAlreadyExistedException(
-                f"collection {wanted.name!r} exists with {name}={getattr(present, name)!r}, "
-                f"not {getattr(wanted, name)!r}",
-                collection=wanted.name,
-            ) from error
 
 
 def backoff_s(attempt: int) -> float:

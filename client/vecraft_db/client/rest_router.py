@@ -14,15 +14,13 @@ from __future__ import annotations
 
 import random
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, TypeVar, cast
 from urllib.parse import quote
 
 import msgspec
 
-from vecraft_data_model.errors import (
-    WriteConflictException,
-)
+from vecraft_data_model.errors import ReadWriteConflictException, VecraftError, WriteConflictException
 from vecraft_data_model.filters import DocumentFilter, Filter
 from vecraft_data_model.hlc import timestamp_of
 from vecraft_data_model.messages import (
@@ -126,21 +124,13 @@ class RestRouter:
         if reads:
             body["isolation"] = "serializable"
             body["reads"] = [list(pair) for pair in reads]
-        attempt = 0
-        while True:
-            chosen = self.new_txn_id() if txn_id is None else txn_id
-            try:
-                data = yield from self._write("/transactions", {**body, "txn_id": chosen}, chosen, until)
-            except WriteConflictException:
-                # A write with an id gives up when it meets locks (an id stands for one attempt). A blind one that left
-                # the id to us has not asked for that, and the abort is durable: it goes on under another id.
-                pause = self._pause(attempt)
-                if txn_id is not None or snapshot is not None or self._clock.monotonic() + pause >= until:
-                    raise
-                attempt += 1
-                yield Sleep(pause)
-            else:
-                return commit_of(data)
+
+        def again(error: VecraftError) -> bool:
+            # As in a router of one's own: a lock is only in the way for a moment, and a blind write has no conflicts.
+            blind = snapshot is None and isinstance(error, WriteConflictException)
+            return blind or bool(error.details.get("locked"))
+
+        return (yield from self._carry_out("/transactions", body, txn_id, until, again))
 
     def delete_where(
         self,
@@ -152,11 +142,13 @@ class RestRouter:
         options: ReadOptions = DEFAULT_OPTIONS,
     ) -> HttpFlow[Commit]:
         """Delete what matches, atomically; as ``Router.delete_where``."""
-        chosen = self.new_txn_id() if txn_id is None else txn_id
-        body: dict[str, Any] = {"txn_id": chosen, **filters(where, where_document)}
         path = f"/collections/{quoted(collection)}/delete"
-        data = yield from self._write(path, body, chosen, self._until(options.deadline), self._headers(options))
-        return commit_of(data)
+        until, headers = self._until(options.deadline), self._headers(options)
+
+        def again(error: VecraftError) -> bool:
+            return isinstance(error, WriteConflictException)  # somebody wrote one of them since: look again
+
+        return (yield from self._carry_out(path, filters(where, where_document), txn_id, until, again, headers))
 
     def transaction(
         self,
@@ -350,15 +342,40 @@ class RestRouter:
             raise error_of(answer)
         return answer
 
-    def _write(
+    def _carry_out(
         self,
         path: str,
         body: dict[str, Any],
-        txn_id: str,
+        txn_id: str | None,
         deadline: float,
+        again: Callable[[VecraftError], bool],
         headers: dict[str, str] | None = None,
+    ) -> HttpFlow[Commit]:
+        """Have a transaction carried out; if it may be tried ``again`` after a durable abort, under another id.
+
+        An id stands for one attempt, so only where the caller left it to us.
+        """
+        attempt = 0
+        while True:
+            chosen = self.new_txn_id() if txn_id is None else txn_id
+            try:
+                data = yield from self._write(path, {**body, "txn_id": chosen}, chosen, deadline, headers or {})
+            except (WriteConflictException, ReadWriteConflictException) as error:
+                pause = self._pause(attempt)
+                if txn_id is not None or not again(error) or self._clock.monotonic() + pause >= deadline:
+                    raise
+                attempt += 1
+                yield Sleep(pause)
+            else:
+                return commit_of(data)
+
+    def _write(
+        self, path: str, body: dict[str, Any], txn_id: str, deadline: float, headers: dict[str, str]
     ) -> HttpFlow[Any]:
-        answer = yield from self._send("POST", path, body, headers or {}, deadline)
+        with self._lock:
+            if self._token is not None:  # so that it is committed above everything this client has seen
+                headers = {"X-Session-Token": self._token, **headers}
+        answer = yield from self._send("POST", path, body, headers, deadline)
         if isinstance(answer, NoAnswer):
             outcome = "unknown" if answer.sent else "aborted"
             raise unanswered(answer, {"txn_id": txn_id, "outcome": outcome})

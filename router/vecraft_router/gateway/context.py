@@ -2,7 +2,8 @@
 
 ======================  =======================================================================================
 ``X-Consistency-Level``  ``session`` (default), ``strong``, ``eventual``, ``bounded`` (with ``X-Max-Staleness-Ms``)
-``X-Session-Token``      in every answer, and to be sent with the next request: read your own writes through any gateway
+``X-Session-Token``      in every answer, and to be sent with the next request: read your own writes through any
+                         gateway, and write after all that you have seen
 ``X-Vecraft-Snapshot``   read at this timestamp; in the answer of a read, the timestamp it read at
 ``X-Timeout-Ms``         deadline of this request
 ``X-Vector-Encoding``    ``list`` (default) or ``base64``: how vectors come back
@@ -148,6 +149,8 @@ class Call:
         self.deadline = gateway.engine.clock.monotonic() + self.timeout_s
         token = self._headers.get("x-session-token")
         self.min_ts = 0 if token is None else gateway.tokens.read(token)
+        if self.min_ts:
+            gateway.router.state.overhear(self.min_ts)  # what this client writes comes after what it has seen
 
     def path(self, name: str) -> str:
         """Return a path parameter, decoded on its own.

@@ -23,6 +23,7 @@ from vecraft_data_model.errors import (
     VecraftError,
     WriteConflictException,
 )
+from vecraft_data_model.filters import parse_where
 from vecraft_data_model.messages import Delete
 from vecraft_db.client.async_client import AsyncVecraftClient
 from vecraft_db.client.http_runner import Answer, HttpRunner
@@ -150,6 +151,36 @@ def test_a_blind_write_that_met_locks_goes_on_under_another_id() -> None:
         with pytest.raises(WriteConflictException):
             fake.run(fake.router.commit([Delete("c", ["a"])], **chosen))
         assert len(fake.requests) == 1
+
+
+def conflict(**details: Any) -> httpx.Response:
+    return problem(409, "write_conflict", **details)
+
+
+def test_a_deletion_by_filter_looks_again_after_a_conflict() -> None:
+    fake = Fake(conflict(), conflict(), committed())
+    fake.run(fake.router.delete_where("c", where=parse_where({"a": 1})))
+    assert len({body["txn_id"] for body in fake.bodies()}) == 3
+    fake = Fake(conflict(), committed())
+    with pytest.raises(WriteConflictException):
+        fake.run(fake.router.delete_where("c", where=parse_where({"a": 1}), txn_id="mine"))
+    assert len(fake.requests) == 1
+
+
+def test_a_transaction_that_only_met_a_lock_goes_on_under_another_id() -> None:
+    fake = Fake(conflict(locked=True), problem(409, "read_write_conflict", locked=True), committed())
+    fake.run(fake.router.commit([Delete("c", ["a"])], snapshot=7))
+    assert len({body["txn_id"] for body in fake.bodies()}) == 3
+    fake = Fake(conflict(), committed())
+    with pytest.raises(WriteConflictException):
+        fake.run(fake.router.commit([Delete("c", ["a"])], snapshot=7))
+
+
+def test_a_write_says_what_its_client_has_seen() -> None:
+    fake = Fake(committed(5), committed(9))
+    for _ in range(2):
+        fake.run(fake.router.commit([Delete("c", ["a"])]))
+    assert [request.headers.get("x-session-token") for request in fake.requests] == [None, TOKENS.issue(5)]
 
 
 def test_answers_that_are_decided_are_not_asked_for_again() -> None:

@@ -18,13 +18,14 @@ from vecraft_data_model.messages import (
     Mutation,
     SetAlias,
 )
-from vecraft_data_model.schema import CollectionSchema, validate_name
+from vecraft_data_model.schema import CollectionSchema, check_same_shape, validate_name
 from vecraft_data_model.validation import check_ef
 from vecraft_router.gateway.body import parse_json, read_as
 from vecraft_router.gateway.context import Call, Gateway
 from vecraft_router.gateway.problems import Problem
 from vecraft_router.gateway.routes import Route
 from vecraft_router.gateway.schemas import AliasBody, AlterBody, CreateBody, EfBody
+from vecraft_router.options import ReadOptions
 
 
 def routes(gateway: Gateway) -> list[Route]:
@@ -75,8 +76,10 @@ class _Catalog:
         except CollectionAlreadyExistedException:
             if not if_not_exists:
                 raise
-            info = await self._gateway.run(self._gateway.router.describe(name, call.options()))
-            return call.answer(info.schema.to_dict())
+            now = ReadOptions("strong", deadline=call.deadline)
+            present = (await self._gateway.run(self._gateway.router.describe(name, now))).schema
+            check_same_shape(schema, present)
+            return call.answer(present.to_dict())
         response = call.answer(schema.to_dict(), seen=seen["commit_ts"], status=201)
         response.headers["Location"] = f"/collections/{quote(name, safe='')}"
         return response

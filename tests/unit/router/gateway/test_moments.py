@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from typing import Any
 
 import httpx
@@ -9,6 +10,7 @@ import pytest
 
 from vecraft_data_model.hlc import timestamp
 from vecraft_data_model.validation import new_txn_id
+from vecraft_db.client.engine import Engine
 
 FUTURE = timestamp(2**46)
 
@@ -129,3 +131,25 @@ async def test_staleness_goes_with_its_level(unharmed: httpx.AsyncClient) -> Non
         {"X_Consistency_Level": ""},
     ):
         assert code(await count(**headers)) == (400, "invalid_argument"), headers
+
+
+async def test_a_write_comes_after_what_its_client_has_seen(unharmed: httpx.AsyncClient, engine: Engine) -> None:
+    """Through another gateway perhaps, whose clock was ahead of this one's."""
+    await unharmed.post("/collections/after/create", json={"dim": 1})
+    seen = timestamp(int(time.time() * 1000) + 300)
+    body = {"ids": ["a"], "vectors": [[1]]}
+    token = {"X-Session-Token": engine.tokens.issue(seen)}
+    done = await unharmed.post("/collections/after/upsert", json=body, headers=token)
+    assert done.json()["commit_ts"] > seen
+    far = {"X-Session-Token": engine.tokens.issue(FUTURE)}
+    assert (await unharmed.post("/collections/after/upsert", json=body, headers=far)).json()["commit_ts"] < FUTURE
+    await unharmed.delete("/collections/after")
+
+
+async def test_a_collection_of_another_shape_is_not_taken_for_the_one_wanted(unharmed: httpx.AsyncClient) -> None:
+    wanted = {"dim": 4, "metric": "l2", "if_not_exists": True}
+    present = await unharmed.post("/collections/c/create", json=wanted)
+    assert (present.status_code, present.json()["dim"]) == (200, 4)
+    for other in ({"dim": 5}, {"metric": "ip"}, {"vector_type": "float16"}):
+        answer = await unharmed.post("/collections/c/create", json={**wanted, **other})
+        assert code(answer) == (409, "collection_exists"), other
