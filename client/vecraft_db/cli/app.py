@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import sys
 from collections.abc import Sequence
 from typing import Annotated, Any
@@ -44,6 +45,7 @@ class Session:
         self.place = place
         self.printer = printer
         self._client: Any = None
+        self._elsewhere = contextlib.ExitStack()
 
     @staticmethod
     def sharing(other: Session, printer: Printer) -> Session:
@@ -58,14 +60,18 @@ class Session:
         if self._client is None:
             from vecraft_db.client.vecraft_client import VecraftClient
 
+            # Ray prints what happens to its workers on `sys.stdout`, and has no setting for it: only answers belong
+            # there, and the printer has the real one.
+            self._elsewhere.enter_context(contextlib.redirect_stdout(sys.stderr))
             self._client = VecraftClient(**self.place)
         return self._client
 
     def close(self) -> None:
         """Close the client, if there is one."""
         client, self._client = self._client, None
-        if client is not None:
-            client.close()
+        with self._elsewhere:
+            if client is not None:
+                client.close()
 
 
 @app.callback()
@@ -131,7 +137,7 @@ def run(arguments: Sequence[str], session: Session | None = None) -> int:
         words = ["--json", *(word for word in words if word != "--json")]
     as_json = "--json" in words[:1]
     if session is not None and as_json:
-        session = Session.sharing(session, Printer(json=True))
+        session = Session.sharing(session, Printer(json=True, stream=session.printer.stream))
     printer = session.printer if session is not None else Printer(json=as_json)
     try:
         result = typer.main.get_command(app).main(args=words, prog_name="vecraft", standalone_mode=False, obj=session)

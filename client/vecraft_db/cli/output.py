@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import sys
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
+from typing import Any, TextIO
 
 import msgspec
 import numpy as np
@@ -22,12 +22,14 @@ class Printer:
 
     Args:
         json: One JSON value per line instead of tables.
+        stream: Standard output; None: what it is now. It stays so whatever ``sys.stdout`` becomes.
     """
 
-    def __init__(self, json: bool = False) -> None:
+    def __init__(self, json: bool = False, stream: TextIO | None = None) -> None:
         self.json = json
+        self.stream = stream or sys.stdout
         # Into a pipe or a file, a row is one line however long it is.
-        self.out = Console(highlight=False, width=None if sys.stdout.isatty() else WIDTH_OF_FILES)
+        self.out = Console(file=self.stream, highlight=False, width=None if self.stream.isatty() else WIDTH_OF_FILES)
         self.err = Console(stderr=True, highlight=False, soft_wrap=True)
 
     def rows(self, rows: Iterable[Mapping[str, Any]], empty: str = "none") -> None:
@@ -46,8 +48,8 @@ class Printer:
         """Show one value: an object's fields line by line, lists of objects in it as tables; or a line of JSON."""
         simple = plain(value)
         if self.json:
-            sys.stdout.write(msgspec.json.encode(simple).decode() + "\n")
-            sys.stdout.flush()
+            self.stream.write(msgspec.json.encode(simple).decode() + "\n")
+            self.stream.flush()
         elif isinstance(simple, Mapping):
             tables = {name: field for name, field in simple.items() if _is_table(field)}
             fields = Table(show_header=False, box=None, pad_edge=False)

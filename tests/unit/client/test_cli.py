@@ -52,6 +52,30 @@ def lines_of(text: str) -> list[Any]:
     return [json.loads(line) for line in text.splitlines()]
 
 
+@pytest.mark.parametrize("shell", [False, True], ids=["one command", "shell"])
+def test_what_others_print_does_not_spoil_the_answer(
+    vecraft: Command, monkeypatch: pytest.MonkeyPatch, shell: bool
+) -> None:
+    """Ray tells of its workers on whatever ``sys.stdout`` is, from a thread of its own."""
+    count = VecraftClient.count
+
+    def noisy(self: VecraftClient, *arguments: Any, **options: Any) -> int:
+        print("(raylet) A worker died")
+        return count(self, *arguments, **options)
+
+    monkeypatch.setattr(VecraftClient, "count", noisy)
+    before = sys.stdout
+    if shell:
+        monkeypatch.setattr(sys, "stdin", io.StringIO("count things --json\n"))
+        code, out, err = vecraft("shell")
+    else:
+        code, out, err = vecraft("count", "things", json=True)
+    assert code == 0
+    assert lines_of(out) == [{"count": 20}]
+    assert "(raylet)" in err
+    assert sys.stdout is before
+
+
 def test_a_collection_from_beginning_to_end(vecraft: Command) -> None:
     code, out, _ = vecraft("create-collection", "new", "--dim", "2", "--metric", "cosine", "--M", "8", json=True)
     assert code == 0
