@@ -126,9 +126,9 @@ class Directory:
         """Return the handle of a named actor.
 
         Raises:
-            ShardUnavailableError: There is no such actor now.
+            ShardUnavailableError: There is no such actor now, or this process is not connected to Ray (any more).
         """
-        handle = self._handles.get(name)
+        handle = self.known(name)
         if handle is None:
             handle = look_up(name)
             with self._lock:
@@ -136,8 +136,8 @@ class Directory:
         return handle
 
     def known(self, name: str) -> Handle | None:
-        """Return the handle if it was looked up before."""
-        return self._handles.get(name)
+        """Return the handle if it was looked up before, and can be called now."""
+        return self._handles.get(name) if ray.is_initialized() else None
 
     def forget(self, name: str) -> None:
         """Look the name up again next time."""
@@ -154,8 +154,11 @@ def look_up(name: str) -> Handle:
     """Return the handle of a named actor.
 
     Raises:
-        ShardUnavailableError: There is no such actor now, or Ray itself does not answer.
+        ShardUnavailableError: There is no such actor now, or Ray itself does not answer, or was left.
     """
+    if not ray.is_initialized():
+        # Asked now, Ray would begin with starting a new Ray on this machine, which nobody would end.
+        raise ShardUnavailableError("this process is not connected to Ray", actor=name, outcome="not done")
     try:
         return ray.get_actor(name, namespace=NAMESPACE)
     except ValueError as error:
