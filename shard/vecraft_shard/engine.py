@@ -200,6 +200,8 @@ class Shard:
         except VecraftError as error:
             if isinstance(error, WriteConflictException):
                 self._state.conflicts += 1
+            if isinstance(error, StorageFailureException) and not isinstance(error, StorageFullError):
+                self._failure = error  # of a record that nobody waits for: the log is broken all the same
             answers[i] = Refused(error)
 
     def _flush(self, group: WriteGroup, answers: list[Response], now_ms: int) -> None:
