@@ -24,6 +24,8 @@ from vecraft_data_model.validation import check_ef, check_flag, check_k, check_m
 
 INCLUDABLE: Final = ("metadata", "document", "vector")
 DEFAULT_INCLUDE: Final = ("metadata", "document")
+QUERIES_MAX: Final = 65_536
+"""Queries of one search; more must be sent in parts."""
 
 
 class SearchOptions(msgspec.Struct, frozen=True, gc=False):

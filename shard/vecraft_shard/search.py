@@ -110,7 +110,11 @@ def run_search(view: SearchView, request: Search, threads: int = 1, costs: Costs
 def explain_search(
     view: SearchView, request: Search, threads: int = 1, costs: Costs = NOMINAL_COSTS
 ) -> tuple[list[Found], dict[str, Any]]:
-    """As :func:`run_search`; also says what was estimated, what was done, and how many rows that took."""
+    """As :func:`run_search`; also says what was planned and estimated, and what it took, all queries together.
+
+    ``candidates`` came from the graph, ``scanned`` were compared exactly (before the snapshot takes out those that it
+    does not see), ``found`` is what is answered.
+    """
     return _Execution(view, request, threads, costs).run()
 
 
@@ -154,6 +158,8 @@ class _Execution:
         self.hot: HotFilter | None = None
         self.visible_mask: BoolArray | None = None
         self.repaired = 0
+        self.candidates = 0
+        self.scanned = 0
 
     def run(self) -> tuple[list[Found], dict[str, Any]]:
         view, options, queries = self.view, self.options, self.queries
@@ -161,7 +167,7 @@ class _Execution:
         count = view.rows if self.matching is None else self.matching.count
         if count == 0 or not len(queries):
             nothing = (np.empty(0, np.int64), np.empty(0, np.float32))
-            return [nothing] * len(queries), {"plan": "nothing", "matching": 0, "rows": view.rows}
+            return [nothing] * len(queries), {"plan": "nothing", "matching": 0, "rows": view.rows, "found": 0}
         if self.matching is not None and view.hot_filters is not None:
             self.hot = view.hot_filters.used((options.where, options.where_document))
         task = self._task(count)
@@ -170,13 +176,15 @@ class _Execution:
             found = self._scan(queries)
         else:
             found = self._walk(task, plan)
+        found = _within(found, options.max_distance)
         explain = {
             **plan.to_dict(),
             "rows": view.rows, "indexed": view.indexed, "tail": view.rows - view.indexed, "matching": count,
             "visible_share": task.counting, "k": options.k, "ef": self.ef, "queries": len(queries),
-            "queries_repaired": self.repaired,
+            "candidates": self.candidates, "scanned": self.scanned, "queries_repaired": self.repaired,
+            "found": sum(len(rows) for rows, _ in found),
         }  # fmt: skip
-        return _within(found, options.max_distance), explain
+        return found, explain
 
     def _task(self, count: int) -> Task:
         view = self.view
@@ -236,6 +244,7 @@ class _Execution:
     def _scan(self, queries: Float32Array) -> list[Found]:
         """Scan all rows that match and are visible, tail included."""
         view, matching = self.view, self.matching
+        self.scanned += len(queries) * (view.rows if matching is None else matching.count)
         if matching is None:
             return scan_range(self.source, queries, self.k, 0, view.rows, self._visible(0, view.rows))
         if matching.count * 3 >= view.rows:
@@ -295,6 +304,7 @@ class _Execution:
         if view.hnsw is None:
             raise RuntimeError("a plan that needs the graph was made without one")
         labels, distances = view.hnsw.search(queries, depth, depth, None, self.threads)
+        self.candidates += labels.size
         if view.schema.metric == "cosine":
             distances = np.maximum(distances, 0)
         good = labels >= 0
@@ -324,6 +334,7 @@ class _Execution:
             keep = inside if keep is None else keep & inside
         if keep is not None and not keep.any():
             return None
+        self.scanned += len(queries) * (hi - lo)
         return scan_range(self.source, queries, self.k, lo, hi, keep)
 
 

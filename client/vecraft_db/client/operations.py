@@ -36,7 +36,7 @@ from vecraft_data_model.messages import (
 )
 from vecraft_data_model.packets import CollectionInfo, CommitResult, DataPacket, QueryPacket, SearchResult
 from vecraft_data_model.schema import CollectionSchema, check_same_shape, validate_name
-from vecraft_data_model.search_options import SearchOptions
+from vecraft_data_model.search_options import QUERIES_MAX, SearchOptions
 from vecraft_data_model.validation import (
     as_matrix,
     check_ef,
@@ -52,8 +52,6 @@ from vecraft_db.config import Settings
 from vecraft_router.options import Consistency, ReadOptions
 
 _NAMES_KEPT = 1000
-QUERIES_MAX = 65_536
-"""Queries of one ``search_many``; more must be sent in parts."""
 
 
 class SearchAnswer(list[SearchResult]):

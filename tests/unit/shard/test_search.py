@@ -257,6 +257,20 @@ def test_a_filter_far_from_the_query_still_yields_k() -> None:
     assert explained["plan"] == "hnsw_overfetch" and explained["queries_repaired"] == 20
 
 
+def test_says_what_was_planned_and_what_it_took() -> None:
+    rng = np.random.default_rng(14)
+    vectors = rng.normal(size=(6000, 16)).astype(np.float32)
+    view = View(vectors, [{"n": i % 100} for i in range(6000)], indexed=5900)
+    queries = rng.normal(size=(3, 16)).astype(np.float32)
+    _, exact = explain_search(view, request(queries, 10, {"n": {"$lt": 5}}, exact=True))
+    assert (exact["plan"], exact["matching"], exact["scanned"], exact["candidates"]) == ("exact", 300, 900, 0)
+    _, walk = explain_search(view, request(queries, 10, ef=50), costs=SCAN_IS_DEAR)
+    assert (walk["plan"], walk["depth"], walk["candidates"], walk["scanned"]) == ("hnsw", 50, 150, 300)
+    assert walk["estimated_us"]["graph"] < walk["estimated_us"]["exact"]
+    far, cut = explain_search(view, request(queries, 10, max_distance=0.0, exact=True))
+    assert exact["found"] == walk["found"] == 30 and cut["found"] == sum(len(rows) for rows, _ in far) == 0
+
+
 def test_fresh_rows_are_found_at_once() -> None:
     rng = np.random.default_rng(4)
     vectors = rng.normal(size=(6000, 16)).astype(np.float32)

@@ -14,7 +14,7 @@ from vecraft_data_model.filters import DocumentFilter, Filter, parse_where, pars
 from vecraft_data_model.messages import Float32Array
 from vecraft_data_model.query_packet import NO_VECTOR
 from vecraft_data_model.schema import validate_name
-from vecraft_data_model.search_options import SearchOptions
+from vecraft_data_model.search_options import QUERIES_MAX, SearchOptions
 from vecraft_data_model.validation import as_matrix, as_vector
 from vecraft_router.gateway.body import read_as
 from vecraft_router.gateway.columns import hits_to_columns
@@ -24,8 +24,6 @@ from vecraft_router.gateway.routes import Route
 from vecraft_router.gateway.schemas import Query, SearchBody, SearchManyBody
 from vecraft_router.gateway.vectors import matrix_from_wire, vector_from_wire
 from vecraft_router.results import Found
-
-QUERIES_MAX = 10_000
 
 
 def routes(gateway: Gateway) -> list[Route]:
