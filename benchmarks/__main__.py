@@ -25,7 +25,7 @@ from benchmarks.plots import draw
 RESULTS = Path("benchmarks/results")
 SECTIONS = ("search", "writes", "cluster", "filters", "growth", "sweep")
 SLOWING = ("OPENBLAS_CORETYPE", "OPENBLAS_L2_SIZE")
-NOT_MEASURED = {"3a′": "search over sockets that the shards serve themselves (at most 0.5 x): not built"}
+NOT_MEASURED: dict[str, str] = {}
 
 
 def main() -> int:

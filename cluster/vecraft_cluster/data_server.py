@@ -26,8 +26,9 @@ import time
 from collections.abc import Callable
 from typing import Any, Final
 
+from vecraft_cluster.codec import pack, unpack
 from vecraft_cluster.credentials import TOKEN_BYTES, Endpoint, Identity
-from vecraft_cluster.wire import Wire, pack, unpack
+from vecraft_cluster.wire import Wire
 from vecraft_data_model.errors import ShardUnavailableError, VecraftError
 
 logger = logging.getLogger(__name__)

@@ -25,9 +25,10 @@ import time
 from collections.abc import Callable
 from typing import Any, Final
 
+from vecraft_cluster.codec import pack, unpack
 from vecraft_cluster.credentials import Endpoint, client_context
 from vecraft_cluster.data_server import HELLO, HELLO_MAGIC
-from vecraft_cluster.wire import Wire, pack, unpack
+from vecraft_cluster.wire import Wire
 from vecraft_data_model.errors import ShardUnavailableError, TimeoutException, VecraftError
 
 logger = logging.getLogger(__name__)

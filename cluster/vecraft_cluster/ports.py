@@ -30,6 +30,7 @@ from typing import Any, cast
 import ray
 from ray import exceptions as ray_errors
 
+from vecraft_cluster.codec import encode as encode
 from vecraft_cluster.credentials import Endpoint
 from vecraft_data_model.errors import ShardUnavailableError, TimeoutException, VecraftError
 from vecraft_data_model.messages import Batch, BatchReply
@@ -63,11 +64,6 @@ def controller_name(cluster: str) -> str:
 def router_name(cluster: str, number: int) -> str:
     """Return the name of a router actor."""
     return f"vecraft:{cluster}:router-{number}"
-
-
-def encode(message: object) -> bytes:
-    """Return a message as it travels."""
-    return pickle.dumps(message, protocol=5)
 
 
 def decode(data: bytes) -> Any:

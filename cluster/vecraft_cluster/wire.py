@@ -5,11 +5,8 @@
     "VDW1"   buffers: u32   call: u64   head: u64 bytes   buffers × u64 bytes │ head │ buffer │ buffer …
     ───────────────────────── little-endian ─────────────────────────────────
 
-The head is a pickle; large arrays stand beside it as buffers, sent from the sender's memory and received into memory of
-the receiver's own, without a copy in between. Small ones stay in the head: a buffer of its own costs more than a copy.
-
-Only what messages are made of is ever rebuilt (:func:`unpack`): a pickle that names anything else is refused, so that a
-peer can say wrong things, but not run code.
+What stands in them is :mod:`vecraft_cluster.codec`'s. Buffers are sent from the sender's memory and received into
+memory of the receiver's own, without a copy in between.
 
 One call is under way on a connection at a time, so an answer needs no name but the number of its call. A connection
 that fails in any way is of no further use. Not thread-safe: a wire belongs to whoever took it.
@@ -17,8 +14,6 @@ that fails in any way is of no further use. Not thread-safe: a wire belongs to w
 
 from __future__ import annotations
 
-import io
-import pickle
 import socket
 import ssl
 import struct
@@ -27,16 +22,11 @@ from typing import Any, Final
 
 import msgspec
 
-from vecraft_data_model import errors
-
 _MAGIC: Final = b"VDW1"
 _FIXED: Final = struct.Struct("<4sIQQ")
 _STAGE_BYTES: Final = 1 << 16
-_BUFFERS_MAX: Final = 4096
+BUFFERS_MAX: Final = 4096
 _FRAME_BYTES_MAX: Final = 1 << 34
-INLINE_BYTES: Final = 1 << 14
-"""Arrays below this travel in the head."""
-
 _NOT_NOW: Final = (BlockingIOError, ssl.SSLWantReadError, ssl.SSLWantWriteError)
 
 
@@ -171,7 +161,7 @@ class Wire:
             self._make_room()
             return None
         magic, buffers, number, head = _FIXED.unpack_from(self._stage, self._begin)
-        if magic != _MAGIC or buffers > _BUFFERS_MAX:
+        if magic != _MAGIC or buffers > BUFFERS_MAX:
             raise ValueError(f"what arrived is no frame: it begins with {magic!r}")
         if staged < _FIXED.size + 8 * buffers:
             self._make_room()
@@ -188,68 +178,3 @@ class Wire:
         staged = bytes(self._stage[self._begin : self._end])
         self._stage[: len(staged)] = staged
         self._begin, self._end = 0, len(staged)
-
-
-def pack(number: int, message: object) -> Frame:
-    """Return a message as a frame; large arrays are not copied."""
-    buffers: list[Any] = []
-
-    def stays_in_head(buffer: pickle.PickleBuffer) -> bool:
-        raw = buffer.raw()
-        if raw.nbytes < INLINE_BYTES or len(buffers) == _BUFFERS_MAX:
-            return True
-        buffers.append(raw)
-        return False
-
-    head = pickle.dumps(message, protocol=5, buffer_callback=stays_in_head)
-    return Frame(number, head, buffers)
-
-
-def unpack(frame: Frame) -> Any:
-    """Return the message of a frame.
-
-    Raises:
-        ValueError: It is damaged, or names something that no message is made of.
-    """
-    try:
-        return _Reader(io.BytesIO(frame.head), buffers=frame.buffers).load()
-    except ValueError:
-        raise
-    except Exception as error:  # a damaged pickle may fail in any way
-        raise ValueError(f"a message cannot be read: {type(error).__name__}: {error}") from error
-
-
-_REBUILDERS: Final = frozenset(
-    {
-        ("numpy", "dtype"),
-        ("numpy", "ndarray"),
-        ("numpy._core.numeric", "_frombuffer"),
-        ("numpy._core.multiarray", "_reconstruct"),
-        ("numpy._core.multiarray", "scalar"),
-        ("msgspec._utils", "rebuild"),
-        ("vecraft_data_model.errors", "_rebuild"),
-    }
-)
-"""What arrays, keyword-only structs and errors are rebuilt by."""
-
-_known: dict[tuple[str, str], Any] = {}
-
-
-class _Reader(pickle.Unpickler):
-    def find_class(self, module: str, name: str) -> Any:
-        found = _known.get((module, name))
-        return found if found is not None else self._look_up(module, name)
-
-    def _look_up(self, module: str, name: str) -> Any:
-        rebuilder = (module, name) in _REBUILDERS
-        if not rebuilder and not module.startswith("vecraft_data_model."):
-            raise ValueError(f"a message names {module}.{name}, which no message is made of")
-        found: Any = super().find_class(module, name)
-        if not rebuilder and not (
-            isinstance(found, type)
-            and issubclass(found, msgspec.Struct | errors.VecraftError)
-            and found.__module__.startswith("vecraft_data_model.")
-        ):
-            raise ValueError(f"a message names {module}.{name}, which no message is made of")
-        _known[module, name] = found
-        return found

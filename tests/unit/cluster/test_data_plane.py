@@ -18,12 +18,13 @@ import numpy as np
 import pytest
 
 from vecraft_cluster import data_server
+from vecraft_cluster.codec import INLINE_BYTES, encode, pack, unpack
 from vecraft_cluster.credentials import TOKEN_BYTES, Endpoint, Identity, client_context
 from vecraft_cluster.data_server import DataServer
 from vecraft_cluster.links import Flight, Links, connect
 from vecraft_cluster.reactor import Reactor, land_all
 from vecraft_cluster.socket_ports import AsyncSocketPort
-from vecraft_cluster.wire import INLINE_BYTES, Frame, Wire, pack, unpack
+from vecraft_cluster.wire import Frame, Wire
 from vecraft_data_model import CollectionSchema
 from vecraft_data_model.errors import RecordNotFoundError, ShardUnavailableError, TimeoutException
 from vecraft_data_model.filters import parse_where
@@ -139,6 +140,25 @@ def test_large_arrays_are_not_copied_into_the_message() -> None:
     assert np.shares_memory(np.frombuffer(frame.buffers[0], np.uint8), array)
     received = bytearray(frame.buffers[0])
     assert np.shares_memory(unpack(Frame(1, frame.head, [received])), np.frombuffer(received, np.uint8))
+
+
+@pytest.mark.parametrize(
+    "array",
+    [
+        np.zeros((0, 4), np.float32),
+        np.arange(6, dtype=">i4").reshape(2, 3),
+        np.arange(12, dtype=np.float16).reshape(3, 4)[:, ::2],
+        np.asfortranarray(np.ones((200, 300))),
+        np.array(3.5),
+        np.array(["a", None], dtype=object),
+        np.zeros(3, dtype=[("x", "f4"), ("y", "i8")]),
+    ],
+    ids=["empty", "big-endian", "strided", "fortran", "scalar", "objects", "records"],
+)
+def test_any_array_arrives_writable_and_equal(array: Any) -> None:
+    for came in (unpack(pack(1, {"a": array}))["a"], pickle.loads(encode({"a": array}))["a"]):
+        assert came.dtype == array.dtype and came.shape == array.shape and np.array_equal(came, array)
+        assert came.flags.writeable
 
 
 @pytest.mark.parametrize("step", [1, 7, 64, 16384])
