@@ -285,25 +285,42 @@ def _count(collection: Collection, request: Count, snapshot: int) -> CountReply:
 def _scan(collection: Collection, request: Scan, snapshot: int) -> RowsReply:
     if request.limit < 1:
         raise InvalidDataException(f"limit must be at least 1, got {request.limit}")
-    versions, wanted = collection.versions, request.limit + 1
+    wanted = request.limit + 1
     matching = _matching(collection, request, snapshot)
-    rows: list[int] = []
-    if matching is None:
-        for record_id in collection.ids_after(request.after):
-            row = versions.row_at(record_id, snapshot)
-            if row != NO_ROW:
-                rows.append(row)
-                if len(rows) == wanted:
-                    break
+    if matching is None or matching.count**2 > wanted * collection.versions.rows:
+        rows = _first_by_walk(collection, request.after, snapshot, wanted, matching)
     else:
-        visible = _visible_rows(collection, matching.rows(), snapshot).tolist()
-        ids = versions.ids
-        if request.after is not None:
-            visible = [row for row in visible if ids[row] > request.after]
-        rows = nsmallest(wanted, visible, key=ids.__getitem__)
+        rows = _first_by_sort(collection, request.after, snapshot, wanted, matching)
     page = rows[: request.limit]
     found = collection.rows_of(page, with_payloads=request.with_payloads, with_vectors=request.with_vectors)
     return RowsReply(snapshot, found, more=len(rows) > request.limit)
+
+
+def _first_by_walk(
+    collection: Collection, after: str | None, snapshot: int, wanted: int, matching: RowSet | None
+) -> list[int]:
+    """Go through the ids in order until enough match: for filters that many rows match, which come soon."""
+    versions = collection.versions
+    inside = None if matching is None else matching.mask(versions.rows)
+    rows: list[int] = []
+    for record_id in collection.ids_after(after):
+        row = versions.row_at(record_id, snapshot)
+        if row != NO_ROW and (inside is None or inside[row]):
+            rows.append(row)
+            if len(rows) == wanted:
+                break
+    return rows
+
+
+def _first_by_sort(
+    collection: Collection, after: str | None, snapshot: int, wanted: int, matching: RowSet
+) -> list[int]:
+    """Sort what matches: for filters that few rows match."""
+    ids = collection.versions.ids
+    visible = _visible_rows(collection, matching.rows(), snapshot).tolist()
+    if after is not None:
+        visible = [row for row in visible if ids[row] > after]
+    return nsmallest(wanted, visible, key=ids.__getitem__)
 
 
 def _matching(collection: Collection, request: Count | Scan, snapshot: int) -> RowSet | None:

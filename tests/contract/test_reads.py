@@ -102,6 +102,30 @@ def test_a_scan_takes_filters_and_keeps_them(client: VecraftClient, collection: 
         list(client.scan(collection, where={"i": {"$gte": 41}}, cursor=scan.cursor))
 
 
+@pytest.mark.parametrize("below", [0, 2, 20, 190, 1000])
+def test_pages_of_a_filtered_scan_are_whole_however_many_match(
+    client: VecraftClient, collection: str, below: int
+) -> None:
+    ids = fill(client, collection, 200)
+    client.delete_many(collection, ids[::7])
+    changed = ids[3::9]
+    client.upsert(collection, ids=changed, vectors=np.ones((len(changed), 4)), metadatas=[{"i": -1}] * len(changed))
+    model = {record_id: i for i, record_id in enumerate(ids)} | dict.fromkeys(changed, -1)
+    for record_id in set(ids[::7]) - set(changed):
+        del model[record_id]
+    wanted = sorted(record_id for record_id, i in model.items() if i < below)
+    where = {"i": {"$lt": below}}
+    seen: list[str] = []
+    scan = client.scan(collection, where, limit=6)
+    while True:
+        seen += [packet.record_id for packet in scan]
+        if scan.cursor is None:
+            break
+        client.delete_many(collection, seen[-2:])
+        scan = client.scan(collection, where, limit=6, cursor=scan.cursor)
+    assert seen == wanted
+
+
 def test_a_scan_brings_the_parts_that_were_asked_for(client: VecraftClient, collection: str) -> None:
     fill(client, collection, 3)
     bare = next(client.scan(collection, include=[]))
