@@ -299,8 +299,12 @@ class Participant:
             return
         self._check_primary(txn_id)
         prepared = self._state.prepared.get(txn_id)
-        since = prepared.since_ms if prepared is not None else txn_created_ms(txn_id)
-        if since is not None and now_ms - since < self._state.config.resolve_after_ms:
+        if prepared is not None:
+            since = prepared.since_ms
+        else:
+            # A router that has not given it up comes back to a shard that was restarted, if it gets the time.
+            since = max(txn_created_ms(txn_id) or 0, self._state.recovered_ms)
+        if now_ms - since < self._state.config.resolve_after_ms:
             answer(Undecided([(txn_id, self._state.shard_id)]))
             return
         self._abort(txn_id, group, answer, now_ms, held=held)

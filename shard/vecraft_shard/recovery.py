@@ -136,6 +136,7 @@ def _recover(
         state.next_ordinal = locations.meta("next_ordinal", 1)
         state.checkpoint_ms = locations.meta("checkpoint_ms", 0)
         state.recoveries = epoch - 1
+        state.recovered_ms = now_ms if state.recoveries else 0
         state.unacknowledged.update(locations.unacknowledged())
         for record in locations.load_prepared():
             state.restore_prepared(decode_transaction(record), now_ms)

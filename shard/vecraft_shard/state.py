@@ -61,6 +61,7 @@ class ShardState:
         stopwatch: Seconds, for figures and for sizing slices; nothing is decided by it.
         outcomes: Decided since the last checkpoint; older ones are in ``locations``.
         checkpoint_ms: When that checkpoint was, for telling which ids it can know.
+        recovered_ms: When this incarnation took over from the one before it; 0 for the first.
         retired: Collections, or generations of them, that the next checkpoint removes.
         shadows: Next generations being filled by a compaction.
         unacknowledged: Transactions that this shard, as their primary, still has to tell others about.
@@ -85,6 +86,7 @@ class ShardState:
     retired: list[Collection] = field(default_factory=list)
     shadows: list[Collection] = field(default_factory=list)
     checkpoint_ms: int = 0
+    recovered_ms: int = 0
     wrote_at_ms: int = 0
     next_ordinal: int = 1
     conflicts: int = 0

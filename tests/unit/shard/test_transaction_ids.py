@@ -23,6 +23,7 @@ from vecraft_data_model.messages import (
     Refused,
     Resolve,
     Transaction,
+    Undecided,
 )
 from vecraft_data_model.validation import new_txn_id
 
@@ -149,3 +150,29 @@ def test_an_old_id_that_a_participant_still_holds_is_aborted(bench: Bench) -> No
     ts = prepare(bench, "t", ONE, primary=0)
     bench.pass_time(20_000)
     assert ts and bench.ask(AbortTransaction("t")) == Aborted("t")
+
+
+def test_a_restarted_primary_gives_routers_time_to_come_back(bench: Bench) -> None:
+    """Its Prepare may have been lost with the process; the router repeats it, if nobody has it aborted before."""
+    txn_id = id_made(bench, -5_000)
+    bench.crash()
+    assert bench.ask(Resolve(txn_id)) == Undecided([(txn_id, 0)])
+    assert bench.ask(Resolve("chosen freely")) == Undecided([("chosen freely", 0)])
+    bench.pass_time(1_000)
+    ts = prepare(bench, txn_id, ONE, primary=0)
+    assert bench.ask(Resolve(txn_id)) == Undecided([(txn_id, 0)])
+    assert isinstance(bench.ask(Decide(txn_id, ts)), Committed)
+    assert bench.ask(Resolve("chosen freely")) == Aborted("chosen freely")
+
+
+def test_a_router_that_comes_back_keeps_a_prepared_transaction_open_for_a_while(bench: Bench) -> None:
+    txn_id = id_made(bench, 0)
+    prepare(bench, txn_id, ONE, primary=0)
+    for _ in range(11):
+        bench.pass_time(500)
+        prepare(bench, txn_id, ONE, primary=0)
+        assert bench.ask(Resolve(txn_id)) == Undecided([(txn_id, 0)])
+    bench.pass_time(500)
+    prepare(bench, txn_id, ONE, primary=0)
+    bench.pass_time(500)
+    assert bench.ask(Resolve(txn_id)) == Aborted(txn_id)  # not for ever: readers wait for it
