@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Generator
+from functools import partial
 from typing import Any
 
 from tests.simulation.history import Operation
@@ -12,8 +13,11 @@ from vecraft_data_model.errors import VecraftError
 from vecraft_router import Flow, Router
 
 Call = tuple[Operation, Callable[[Router], Flow[Any]]]
-Script = Generator[Call | float, Any, None]
-"""What a client does, as straight code: yields calls and is sent ``(result, error)``, or yields seconds to wait."""
+Script = Generator[Call | list[Call] | float, Any, None]
+"""What a client does, as straight code: yields calls and is sent ``(result, error)``, or yields seconds to wait.
+
+For a list of calls, which are made at once, it is sent a list of such pairs.
+"""
 
 
 class NoAnswer(VecraftError):
@@ -40,10 +44,23 @@ class Caller:
             return
         if isinstance(wanted, float):
             self._world.after(wanted, lambda: self._step(None))
+        elif isinstance(wanted, list):
+            self._call_all(wanted)
         else:
-            self._call(*wanted)
+            self._call(*wanted, self._step)
 
-    def _call(self, operation: Operation, flow: Callable[[Router], Flow[Any]]) -> None:
+    def _call_all(self, calls: list[Call]) -> None:
+        answers: dict[int, Any] = {}
+
+        def take(place: int, answer: Any) -> None:
+            answers[place] = answer
+            if len(answers) == len(calls):
+                self._step([answers[i] for i in range(len(calls))])
+
+        for place, (operation, flow) in enumerate(calls):
+            self._call(operation, flow, partial(take, place))
+
+    def _call(self, operation: Operation, flow: Callable[[Router], Flow[Any]], answer: Callable[[Any], None]) -> None:
         world, router = self._world, self._world.rng.choice(self._routers)
         name, over, begun = f"client {self._number}", False, False
 
@@ -51,7 +68,7 @@ class Caller:
             nonlocal over
             if not over:
                 over = True
-                self._step((result, error))
+                answer((result, error))
 
         def run() -> None:
             nonlocal begun

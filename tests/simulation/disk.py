@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from vecraft_data_model.errors import StorageFailureException
+from vecraft_data_model.errors import StorageFailureException, StorageFullError
 
 SECTOR = 512
 Bytes = npt.NDArray[np.uint8]
@@ -65,6 +65,7 @@ class SimulatedFile:
         self.name = name
         self.live = Contents()
         self.durable = Contents()
+        self.taken = 0  # bytes that have room on the disk
         self.pending: list[tuple[int, bytes] | int] = []  # (offset, data) of a write, or the length of a truncation
 
     def pwrite(self, data: bytes | memoryview, offset: int) -> None:
@@ -95,11 +96,13 @@ class SimulatedFile:
 
     def truncate(self, size: int) -> None:
         self._disk.step("truncate", self.name)
+        self.taken = min(self.taken, size)
         self.live.resize(size)
         self.pending.append(size)
 
     def allocate(self, start: int, stop: int) -> None:
         self._disk.step("allocate", self.name)
+        self._disk.take_room(self, stop)
         if stop > self.live.length:
             self.live.resize(stop)
             self.pending.append(stop)
@@ -157,16 +160,17 @@ class SimulatedDisk:
 
     @property
     def used(self) -> int:
-        """Bytes that were written to; holes take no room."""
-        return sum(file.live.written for file in self.files.values())
+        """Bytes that have room; holes at the end of a file take none."""
+        return sum(file.taken for file in self.files.values())
 
     def take_room(self, file: SimulatedFile, end: int) -> None:
-        """Refuse a write up to ``end`` for which there is no room; what lies in written blocks always has it."""
-        more = end - file.live.written
-        if self.capacity is not None and more > 0 and self.used + more > self.capacity:
-            raise StorageFailureException(
+        """Let a file have room up to ``end``. Raises StorageFullError if there is not that much."""
+        more = max(0, end - file.taken)
+        if self.capacity is not None and self.used + more > self.capacity:
+            raise StorageFullError(
                 f"cannot write {file.name}: No space left on device", path=file.name, errno=errno.ENOSPC
             )
+        file.taken += more
 
     def open(self, name: str) -> SimulatedFile:
         file = self.files.get(name)

@@ -11,13 +11,10 @@ import os
 import sys
 import time
 
-from tests.simulation import mutations_features, mutations_storage
-from tests.simulation.__main__ import HASH_SEED
-from tests.simulation.mutations import MUTANTS, Mutant
-from tests.simulation.run import simulate
-
-IMPORTED = (mutations_storage.__name__, mutations_features.__name__)
-"""Importing them enters their mutants into the list."""
+from tests.simulation.mutants_all import MUTANTS
+from tests.simulation.mutations import Mutant
+from tests.simulation.run import HASH_SEED, simulate
+from tests.support.track_record import record
 
 
 def hunt(mutant: Mutant, seeds: int, first: int = 0) -> tuple[int, str] | None:
@@ -51,9 +48,14 @@ def main() -> int:
         seconds = time.perf_counter() - began
         if found is None:
             missed.append(mutant.name)
+            record("mutants", name=mutant.name, rule=mutant.rule, seeds=options.seeds, caught_after=None, check="")
             print(f"MISSED  {mutant.name}: {mutant.rule} ({options.seeds} seeds, {seconds:.0f} s)", flush=True)
         else:
             line = found[1].strip().splitlines()
+            check = line[0][1:].partition("]")[0] if line[0].startswith("[") else "the harness broke"
+            record(
+                "mutants", name=mutant.name, rule=mutant.rule, seeds=options.seeds, caught_after=found[0], check=check
+            )
             print(
                 f"caught  {mutant.name} after {found[0]} seeds ({seconds:.0f} s): {line[0][:150]} {line[-1][:80]}",
                 flush=True,

@@ -193,12 +193,12 @@ def dedupe_lost_at_checkpoint() -> list[Patch]:
 def forgotten_early() -> list[Patch]:
     original = Participant._log_commit
 
-    def log_commit(self: Participant, prepared: Any, ts: int, others: Any, group: Any, answer: Any, now: int) -> None:
+    def log_commit(self: Participant, prepared: Any, ts: int, others: Any, group: Any, answer: Any, *rest: Any) -> None:
         def answer_and_forget(response: Any) -> None:
             answer(response)
             dict.pop(self._state.outcomes, prepared.record.txn_id, None)
 
-        original(self, prepared, ts, [], group, answer_and_forget if others else answer, now)
+        original(self, prepared, ts, [], group, answer_and_forget if others else answer, *rest)
 
     return [(Participant, "_log_commit", log_commit)]
 

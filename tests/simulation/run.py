@@ -23,6 +23,8 @@ from vecraft_data_model.messages import RowsReply
 from vecraft_router import Flow, ReadOptions, Router
 from vecraft_router.results import Found
 
+HASH_SEED = "0"
+"""Of the processes that simulate: sets of strings are walked in an order that depends on it."""
 COLLECT_EVERY = 20
 SETTLE_S = 10.0
 """By then nothing may be prepared, locked or unacknowledged any more."""

@@ -289,7 +289,7 @@ class SimulatedShard:
         self._writes.append((batch, answer))
         if not self._busy:
             self._busy = True
-            self._later(0.0, self._work)
+            self._later(self._sync_time(), self._work)
 
     def _park(self, batch: Batch, answer: Answer) -> None:
         self._arrivals += 1
@@ -307,6 +307,10 @@ class SimulatedShard:
         life = self.life
         self.world.after(seconds, lambda: what() if self.life == life else None)
 
+    def _sync_time(self) -> float:
+        """Time passes before what is written can be seen, and again before anybody hears of it."""
+        return self.world.swarm.sync_time * self.world.rng.random()
+
     def _work(self) -> None:
         """Carry out what is queued as one group."""
         group, self._writes = self._writes, []
@@ -320,9 +324,9 @@ class SimulatedShard:
             def finished() -> None:
                 for (_, answer), reply in zip(group, replies, strict=True):
                     answer(reply)
-                self._work()
+                self._later(self._sync_time(), self._work)
 
-            self._later(self.world.swarm.sync_time * (0.2 + self.world.rng.random()), finished)
+            self._later(self._sync_time(), finished)
 
         self._run(carry_out)
 

@@ -10,7 +10,7 @@ import random
 from dataclasses import dataclass
 
 KINDS = ("append", "transfer", "blind", "get", "scan", "search", "alias", "interactive", "past", "skew", "fresh")
-SPECIAL = ("claim", "near", "catalog", "pin", "delete_where", "reuse")
+SPECIAL = ("witness", "claim", "near", "catalog", "pin", "delete_where", "reuse")
 """What clients do in some configurations only."""
 
 
@@ -44,7 +44,7 @@ class Swarm:
     """Share of messages that take about a second."""
     latency: float
     slow_links: float
-    """Share of connections, one way between two nodes, that are ten times as slow as the others."""
+    """Share of connections, one way between two nodes, that are 20 times as slow as the others."""
     silent: bool
     """Whether nobody says that a stopped shard is stopped."""
     partitions: float
@@ -81,7 +81,7 @@ class Swarm:
         weights["get"] += 0.5
         weights["append"] += 0.5
         weights["alias"] *= pick((0.15, 0.5))
-        weights |= {kind: pick((0.0, 0.0, 0.0, 1.0)) for kind in SPECIAL}
+        weights |= {kind: pick((0.0, 0.0, 0.0, 1.0, 3.0)) for kind in SPECIAL}
         weights["catalog"] *= 0.5
         calm = rng.random() < 0.15
         return cls(
@@ -93,17 +93,17 @@ class Swarm:
             think=pick((0.0, 0.005, 0.02, 0.08)),
             length=pick((0.6, 1.0, 1.5, 3.0)),
             isolation=pick(("snapshot", "snapshot", "serializable")),
-            at_once=pick((0.0, 0.2, 0.6)),
+            at_once=pick((0.0, 0.3, 0.8)),
             weights=weights,
             texts=rng.random() < 0.25,
             chosen_ids=pick((0.0, 0.5, 1.0)),
             foreign_ids=rng.random() < 0.2,
-            loss=0.0 if calm else pick((0.0, 0.01, 0.05, 0.15)),
+            loss=0.0 if calm else pick((0.0, 0.01, 0.05, 0.15, 0.3)),
             duplicates=0.0 if calm else pick((0.0, 0.05, 0.2)),
-            late=pick((0.0, 0.1, 0.5)),
+            late=pick((0.0, 0.2, 0.7)),
             slow=0.0 if calm else pick((0.0, 0.01, 0.05)),
             latency=pick((0.0002, 0.001, 0.005)),
-            slow_links=pick((0.0, 0.0, 0.0, 0.1, 0.3)),
+            slow_links=pick((0.0, 0.0, 0.15, 0.4)),
             silent=rng.random() < 0.5,
             partitions=0.0 if calm else pick((0.0, 0.0, 0.5, 1.0)),
             crashes=0.0 if calm else pick((0.0, 0.15, 0.4, 0.8)),

@@ -6,6 +6,7 @@ seed is fixed: a replay must see sets in the same order.
 
 from __future__ import annotations
 
+import builtins
 import os
 import re
 import subprocess
@@ -13,6 +14,9 @@ import sys
 from pathlib import Path
 
 import pytest
+
+from tests.simulation.mutants_all import MUTANTS
+from tests.simulation.mutations import Mutant
 
 ROOT = Path(__file__).parents[2]
 SEEDS = os.environ.get("VECRAFT_SEEDS", "60")
@@ -42,3 +46,26 @@ def test_a_seed_replays_exactly() -> None:
     digests = re.findall(r"digest (\w+)", first.stdout)
     assert len(set(digests)) == 2
     assert digests == re.findall(r"digest (\w+)", second.stdout)
+
+
+def test_a_seed_that_fails_says_how_to_see_it_again_and_fails_again_the_same_way() -> None:
+    """With a bug that is found at once; everything that happens is the same in the replay, with and without a trace."""
+    failed = run("20", "0", "--mutant", "own-timestamps", "--stop", "--quiet")
+    assert failed.returncode == 1, failed.stdout + failed.stderr
+    found = re.search(r"seed (\d+) FAILED, digest (\w+); replay: make simulate SEED=(\d+) TRACE=1 ARGS=", failed.stdout)
+    assert found is not None and found.group(1) == found.group(3)
+    replays = [run("1", found.group(1), "--mutant", "own-timestamps", "--trace") for _ in range(2)]
+    traces = {re.search(r"^trace (\w+)$", replay.stdout, re.MULTILINE) for replay in replays}
+    assert len({trace.group(1) for trace in traces if trace is not None}) == 1
+    assert all(f"seed {found.group(1)} FAILED, digest {found.group(2)}" in replay.stdout for replay in replays)
+
+
+@pytest.mark.parametrize("mutant", MUTANTS.values(), ids=MUTANTS.keys())
+def test_a_planted_bug_replaces_what_is_there_and_goes_without_a_trace(mutant: Mutant) -> None:
+    """Else a method that was renamed would leave a bug that is none, or a bug would outlive its hunt."""
+    patches = mutant.patches()
+    before = [owner.__dict__.get(name) for owner, name, _ in patches]
+    assert all(hasattr(owner, name) or hasattr(builtins, name) for owner, name, _ in patches)
+    with mutant.planted():
+        assert all(owner.__dict__[name] is not old for (owner, name, _), old in zip(patches, before, strict=True))
+    assert [owner.__dict__.get(name) for owner, name, _ in patches] == before

@@ -11,7 +11,7 @@ from tests.simulation.history import History
 from tests.simulation.swarm import Swarm
 
 START_MS = 1_800_000_000_000
-SLOW_LINK = 10.0
+SLOW_LINK = 20.0
 
 
 class World:

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from functools import partial
 
-from tests.simulation.calling import NoAnswer, Script
+from tests.simulation.calling import Call, NoAnswer, Script
 from tests.simulation.content import ALIAS, BLIND, PASSING, condition, deletion, records
-from tests.simulation.history import Operation
+from tests.simulation.history import Operation, Read
 from tests.simulation.reading import ReadingClient
 from vecraft_data_model.errors import InvalidDataException, VecraftError
 from vecraft_data_model.messages import Aborted, Committed, Delete, Mutation, Put
@@ -127,6 +127,24 @@ class WritingClient(ReadingClient):
             mutations = [m for m in mutations if m.collection != ALIAS]  # type: ignore[union-attr]
         yield from self._commit(operation, mutations)
 
+    def _do_witness(self) -> Script:
+        """Write records all over the shards, and let others look at each of them as soon as that is acknowledged."""
+        world, operation = self._world, self._operation("witness")
+        keys = self._keys(8)
+        yield from self._commit(operation, [self._put(BLIND[0], keys, operation)])
+        if operation.told != "committed":
+            return
+        options = ReadOptions("strong")
+        looks = [Read(self._operation("look"), "get", BLIND[0], 0, "strong", world.now, 0, [key], None) for key in keys]
+        answers = yield [
+            (look.operation, partial(Router.get, collection=BLIND[0], ids=look.arguments, options=options))
+            for look in looks
+        ]
+        for look, (reply, _) in zip(looks, answers, strict=True):
+            if reply is not None:
+                look.snapshot, look.result = reply.snapshot, reply
+                world.history.reads.append(look)
+
     def _do_claim(self) -> Script:
         """Take one record, or give it back: what was refused at one moment would be accepted at the next."""
         rng, operation = self._world.rng, self._operation("claim")
@@ -139,14 +157,25 @@ class WritingClient(ReadingClient):
     def _do_reuse(self) -> Script:
         """Use one id for several contents, which must never all be carried out, nor halves of them."""
         world, ids = self._world, self._world.history.shared_ids
-        if not ids or world.rng.random() < 0.5:
+        if not ids or world.rng.random() < 0.7:
             ids.append(new_txn_id(self._clock.now_ms(), world.rng))
-        txn_id = world.rng.choice(ids[-2:])
-        for _ in range(world.rng.randint(1, 2)):
-            operation = self._operation("reuse")
-            expect = world.rng.choice((None, "absent", "present"))
-            mutations = [self._put(world.rng.choice(BLIND), self._keys(), operation, expect)]
-            commit, error = yield (operation, partial(Router.commit, mutations=mutations, txn_id=txn_id))
+            txn_id = ids[-1]
+        else:
+            txn_id = world.rng.choice(ids[-2:])
+        keys = self._keys()
+        sizes = world.rng.choice(((1, len(keys)), (len(keys), len(keys))))
+        sent = [self._operation("reuse") for _ in sizes]
+        calls: list[Call] = []
+        for operation, size in zip(sent, sizes, strict=True):
+            put = self._put(BLIND[0], keys[:size], operation, world.rng.choice((None, None, "absent", "present")))
+            calls.append((operation, partial(Router.commit, mutations=[put], txn_id=txn_id)))
+        if world.rng.random() < 0.5:
+            answers = yield calls  # at once: while one is under way, the other is refused, and releases what it holds
+        else:
+            answers = []
+            for call in calls:
+                answers.append((yield call))
+        for operation, (commit, error) in zip(sent, answers, strict=True):
             self._unknown(operation, commit, error)
 
     def _do_delete_where(self) -> Script:
