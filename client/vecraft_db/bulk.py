@@ -4,7 +4,7 @@ An import is atomic: all records of the file become visible at one commit, or no
 transaction is imported in batches (``batch_size``), each atomic by itself. Either way an import can be resumed: a small
 journal beside the file says which batches are committed and under which transaction id the next one was sent. Run again
 after a crash or a lost connection, the import skips what is committed and retries that one under the same id, so that
-it is not applied twice. The journal goes away when the import is complete; a file that changed meanwhile is imported
+it is not applied twice. An id whose transaction was aborted is spent: the batch gets another one. The journal goes away when the import is complete; a file that changed meanwhile is imported
 from its beginning.
 
 An export reads one snapshot from first to last record, and the file gets its name only when it is complete.
@@ -23,15 +23,18 @@ from typing import Any
 import msgspec
 import numpy as np
 
-from vecraft_data_model.errors import InvalidDataException, VecraftError
+from vecraft_data_model.errors import InvalidDataException, VecraftError, WriteConflictException
 from vecraft_data_model.validation import new_txn_id, txn_created_ms
 from vecraft_db.bulk_formats import Columns, Source
 from vecraft_db.bulk_writer import Writer
+from vecraft_db.client.operations import backoff_s
 
 Progress = Callable[[int, int], None]
 """Called with how many records are done, of how many."""
 
 EXPORT_BLOCK = 1000
+LOCKED_MAX = 20
+"""How often one batch may meet somebody's locks before the import gives up."""
 # Shards remember a transaction's outcome for an hour: a retry under an id older than this gets a fresh one.
 RETRY_AGE_MS_MAX = 30 * 60 * 1000
 
@@ -100,22 +103,41 @@ def import_records(
     commit_ts: int | None = None
     _write_journal(path, journal)
     for block in source.blocks(size, skipped):
-        result = client.upsert(
-            collection,
-            ids=block.ids,
-            vectors=block.vectors,
-            metadatas=block.metadatas if any(value is not None for value in block.metadatas) else None,
-            documents=block.documents if any(value is not None for value in block.documents) else None,
-            txn_id=journal.txn_id,
-            **({} if timeout is None else {"timeout": timeout}),
-        )
-        commit_ts = int(result.commit_ts)
+        commit_ts = _write_block(client, block, journal, path, timeout)
         journal.committed += len(block.ids)
         journal.txn_id = new_txn_id()
         _write_journal(path, journal)
         progress(journal.committed, source.rows)
     path.unlink(missing_ok=True)
     return ImportResult(journal.committed - skipped, skipped, commit_ts)
+
+
+def _write_block(client: Any, block: Columns, journal: Journal, path: Path, timeout: float | None) -> int:
+    """Write one batch under the journal's id, or under another one if that comes to nothing; return the timestamp."""
+    attempt = 0
+    while True:
+        try:
+            result = client.upsert(
+                journal.collection,
+                ids=block.ids,
+                vectors=block.vectors,
+                metadatas=block.metadatas if any(value is not None for value in block.metadatas) else None,
+                documents=block.documents if any(value is not None for value in block.documents) else None,
+                txn_id=journal.txn_id,
+                **({} if timeout is None else {"timeout": timeout}),
+            )
+        except VecraftError as error:
+            if error.details.get("outcome") != "aborted":
+                raise
+            journal.txn_id = new_txn_id()
+            _write_journal(path, journal)
+            attempt += 1
+            # Blind writes have no conflicts: somebody held a lock for too long.
+            if not isinstance(error, WriteConflictException) or attempt >= LOCKED_MAX:
+                raise
+            time.sleep(backoff_s(attempt))
+        else:
+            return int(result.commit_ts)
 
 
 def _fingerprint(source: Source) -> str:

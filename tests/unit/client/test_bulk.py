@@ -11,7 +11,13 @@ import numpy as np
 import pytest
 
 from vecraft_data_model import CollectionSchema, DataPacket
-from vecraft_data_model.errors import InvalidDataException, ShardUnavailableError, VectorDimensionMismatchException
+from vecraft_data_model.errors import (
+    InvalidDataException,
+    ShardUnavailableError,
+    VecraftError,
+    VectorDimensionMismatchException,
+    WriteConflictException,
+)
 from vecraft_db.bulk import export_records, import_records
 from vecraft_db.bulk_formats import Fields, open_source
 from vecraft_db.client.vecraft_client import VecraftClient
@@ -202,6 +208,35 @@ def test_an_import_goes_on_where_it_was_interrupted(client: VecraftClient, tmp_p
     assert (vector.to_list()[0] == 9.0) is after
     assert client.count("copy") == 10
     assert [path.name for path in tmp_path.iterdir()] == ["a.jsonl"]
+
+
+class Refusing:
+    """A client whose first upserts are aborted, each of which spends its id for good."""
+
+    def __init__(self, client: VecraftClient, *errors: VecraftError) -> None:
+        self._client, self._errors = client, list(errors)
+        self.txn_ids: list[str] = []
+
+    def upsert(self, collection: str, **arguments: Any) -> Any:
+        assert arguments["txn_id"] not in self.txn_ids, "an id that was aborted can never be carried out"
+        self.txn_ids.append(arguments["txn_id"])
+        if self._errors:
+            raise self._errors.pop(0)
+        return self._client.upsert(collection, **arguments)
+
+
+def test_an_import_takes_another_id_when_one_is_spent(client: VecraftClient, tmp_path: Path) -> None:
+    values = [{"id": f"{i:02}", "vector": [i, 1, 2, 3, 4]} for i in range(4)]
+    source = open_source(write_lines(tmp_path / "a.jsonl", values))
+    locked = [WriteConflictException("a record is locked", outcome="aborted") for _ in range(3)]
+    assert import_records(Refusing(client, *locked), "copy", source).written == 4
+    client.delete_many("copy", [value["id"] for value in values])
+    down = Refusing(client, ShardUnavailableError("down; it was aborted", outcome="aborted"))
+    with pytest.raises(ShardUnavailableError):
+        import_records(down, "copy", source)
+    again = Refusing(client)
+    again.txn_ids = down.txn_ids
+    assert import_records(again, "copy", source).written == 4
 
 
 def test_another_file_of_that_name_is_imported_from_its_beginning(client: VecraftClient, tmp_path: Path) -> None:
