@@ -6,8 +6,8 @@
     thread B ──send──▶ queued ┐
     thread C ──send──▶ queued ┴─▶ leave together when a call has landed
 
-An idle lane adds no latency and a loaded one no calls: there is no timer. A caller that finds its lane idle may wait
-for its call itself (:meth:`Lane.depart`), which is the cheapest; all other calls are landed by a thread of their
+An idle lane adds no latency and a loaded one no calls: there is no timer. A caller whose request leaves at once may
+wait for the call itself (:meth:`Lane.depart`), which is the cheapest; all other calls are landed by a thread of their
 carrier's (:mod:`vecraft_cluster.carriers`), so that nobody waits for another caller's slower shard.
 
 Invariants:
@@ -230,13 +230,13 @@ class Lane(Generic[C]):
             self._fly(call)
 
     def depart(self, ticket: Ticket) -> Call | None:
-        """Send a ticket off. If the lane was idle, return its call: the caller waits for ``call.flight`` itself and
+        """Send a ticket off. If it leaves at once, return its call: the caller waits for ``call.flight`` itself and
         hands the answer to :meth:`arrived`, or says that it is :meth:`late`. Otherwise the ticket goes the way of
         :meth:`send`.
         """
         call = None
         with self._lock:
-            if not self._calls and len(self._queue) < self._batch_max:
+            if len(self._calls) < self._in_flight_max and len(self._queue) < self._batch_max:
                 self._queue.append(ticket)  # behind what was in no hurry, and now leaves with it
                 call = self._board(time.monotonic())
         if call is None:

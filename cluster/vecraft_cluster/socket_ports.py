@@ -12,6 +12,7 @@ from vecraft_data_model.errors import VecraftError
 from vecraft_data_model.messages import Batch, BatchReply
 from vecraft_data_model.placement import ClusterMap
 from vecraft_data_model.ports import AsyncShardPort
+from vecraft_router.outbox import lane_of
 from vecraft_router.runners import AsyncRunner, HasState
 
 
@@ -31,6 +32,8 @@ class AsyncSocketPort:
 
     async def execute(self, batch: Batch, timeout: float) -> BatchReply:
         """Carry a batch there and bring the reply back; errors as the port says."""
+        if lane_of(batch.requests[0]) == "service":  # what may take minutes must not keep a connection
+            return await self._actor.execute(batch, timeout)
         flight = self.links.launch((timeout, batch))
         if flight is None:
             return await self._actor.execute(batch, timeout)

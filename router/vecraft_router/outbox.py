@@ -126,23 +126,18 @@ class Outbox:
 class _Waiter:
     """A request and whoever waits for its response."""
 
-    __slots__ = ("deadline", "future", "request", "timer")
+    __slots__ = ("deadline", "future", "request")
 
-    def __init__(
-        self, request: Request, deadline: float, future: asyncio.Future[Response], timer: asyncio.TimerHandle
-    ) -> None:
+    def __init__(self, request: Request, deadline: float, future: asyncio.Future[Response]) -> None:
         self.request = request
         self.deadline = deadline
         self.future = future
-        self.timer = timer
 
     def answer(self, response: Response) -> None:
-        self.timer.cancel()
         if not self.future.done():
             self.future.set_result(response)
 
     def fail(self, error: BaseException) -> None:
-        self.timer.cancel()
         if not self.future.done():
             self.future.set_exception(error)
 
@@ -160,12 +155,12 @@ class _Lane:
         self._calls_max = in_flight
         self._batch_requests = batch_requests
         self._call_s = call_s
-        self._calls: set[asyncio.Task[None]] = set()
+        self._calls: dict[asyncio.Task[None], list[_Waiter]] = {}
+        self._alarm: asyncio.TimerHandle | None = None
+        self._alarm_at = 0.0
         self._closed = False
 
-    def submit(
-        self, request: Request, deadline: float, patience_s: float = 0.0
-    ) -> asyncio.Future[Response] | Refused:
+    def submit(self, request: Request, deadline: float, patience_s: float = 0.0) -> asyncio.Future[Response] | Refused:
         remaining = deadline - self._state.clock.monotonic()
         if self._closed:
             return Refused(ShardUnavailableError("the client is closed", shard=self._shard))
@@ -182,8 +177,9 @@ class _Lane:
             )
         loop = asyncio.get_running_loop()
         future: asyncio.Future[Response] = loop.create_future()
-        timer = loop.call_later(remaining, self._expire, future)
-        self.queue.append(_Waiter(request, deadline, future, timer))
+        self.queue.append(_Waiter(request, deadline, future))
+        if self._alarm is None or deadline < self._alarm_at:
+            self._set_alarm(deadline, remaining)
         if patience_s:
             loop.call_later(patience_s, self.hurry)
         else:
@@ -197,6 +193,8 @@ class _Lane:
 
     async def close(self) -> None:
         self._closed = True
+        if self._alarm is not None:
+            self._alarm.cancel()
         while self.queue:
             self.queue.popleft().answer(Refused(ShardUnavailableError("the client is closed", shard=self._shard)))
         calls = tuple(self._calls)
@@ -204,11 +202,32 @@ class _Lane:
             call.cancel()
         await asyncio.gather(*calls, return_exceptions=True)
 
-    def _expire(self, future: asyncio.Future[Response]) -> None:
-        if not future.done():
-            future.set_result(
-                Refused(TimeoutException(f"shard {self._shard} did not answer within the deadline", shard=self._shard))
-            )
+    def _set_alarm(self, deadline: float, remaining: float) -> None:
+        """Look at the deadlines when the first of them has passed: one timer for all, since hardly any ever does."""
+        if self._alarm is not None:
+            self._alarm.cancel()
+        self._alarm_at = deadline
+        self._alarm = asyncio.get_running_loop().call_later(remaining, self._expire)
+
+    def _expire(self) -> None:
+        """Answer whose deadline has passed, and set the alarm for the next."""
+        self._alarm = None
+        now = self._state.clock.monotonic()
+        waiting = [waiter for waiters in (self.queue, *self._calls.values()) for waiter in waiters]
+        soonest = float("inf")
+        for waiter in waiting:
+            if waiter.future.done():
+                continue
+            if waiter.deadline <= now:
+                waiter.answer(
+                    Refused(
+                        TimeoutException(f"shard {self._shard} did not answer within the deadline", shard=self._shard)
+                    )
+                )
+            else:
+                soonest = min(soonest, waiter.deadline)
+        if soonest < float("inf"):
+            self._set_alarm(soonest, soonest - now)
 
     def _drop_done(self) -> bool:
         """Forget cancelled and expired waiters; return whether there is room again."""
@@ -224,11 +243,11 @@ class _Lane:
             if not waiters:
                 return
             call = asyncio.get_running_loop().create_task(self._call(waiters))
-            self._calls.add(call)
+            self._calls[call] = waiters
             call.add_done_callback(self._ended)
 
     def _ended(self, call: asyncio.Task[None]) -> None:
-        self._calls.discard(call)
+        del self._calls[call]
         if not self._closed:
             self._send()
 
@@ -238,7 +257,6 @@ class _Lane:
         while self.queue and len(waiters) < self._batch_requests:
             waiter = self.queue[0]
             if waiter.future.done():
-                waiter.timer.cancel()
                 self.queue.popleft()
                 continue
             room -= _vector_bytes(waiter.request)
@@ -255,7 +273,8 @@ class _Lane:
         timeout = min(max(0.001, latest - state.clock.monotonic()), self._call_s)
         try:
             # a port keeps to its timeout by itself; this only makes sure that a faulty one cannot block the lane
-            reply = await asyncio.wait_for(self._port.execute(batch, timeout), timeout + 1.0)
+            async with asyncio.timeout(timeout + 1.0):
+                reply = await self._port.execute(batch, timeout)
         except VecraftError as error:
             refusal = Refused(error)
             for waiter in waiters:

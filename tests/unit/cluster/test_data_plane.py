@@ -31,6 +31,7 @@ from vecraft_data_model.filters import parse_where
 from vecraft_data_model.messages import (
     Batch,
     BatchReply,
+    Checkpoint,
     CommitOne,
     Count,
     CreateCollection,
@@ -404,6 +405,9 @@ def test_the_reactor_lands_what_nobody_waits_for(links: Links, shard: Shard) -> 
 # ------------------------------------------------------------------------------------------- on an event loop
 
 
+A_READ = Batch([Count(collection="c")])
+
+
 class ActorPort:
     """The other way to the shard."""
 
@@ -429,7 +433,7 @@ async def over_socket(port: AsyncSocketPort, batch: Batch, timeout: float = 10.0
     for _ in range(5000):
         if port.links.free:
             break
-        await port.execute(Batch([]), 1.0)
+        await port.execute(A_READ, 1.0)
         await asyncio.sleep(0.002)
     return await port.execute(batch, timeout)
 
@@ -437,7 +441,7 @@ async def over_socket(port: AsyncSocketPort, batch: Batch, timeout: float = 10.0
 async def test_a_port_on_an_event_loop(links: Links, shard: Shard) -> None:
     actor = ActorPort()
     port = AsyncSocketPort(links, actor)
-    assert await port.execute(Batch([]), 1.0) == BatchReply([], 1) and actor.calls == 1
+    assert await port.execute(A_READ, 1.0) == BatchReply([], 1) and actor.calls == 1
     big = np.full((1000, 1000), 3.0, np.float32)
     shard.answer = lambda message: BatchReply([RowsReply(1, Rows([], [], None, message[1].requests[0].vectors))], 2)
     reply = await over_socket(port, Batch([Put("c", [], big, [])]))  # type: ignore[list-item]
@@ -445,36 +449,45 @@ async def test_a_port_on_an_event_loop(links: Links, shard: Shard) -> None:
 
     shard.answer = lambda message: RecordNotFoundError("no")
     with pytest.raises(RecordNotFoundError):
-        await over_socket(port, Batch([]))
+        await over_socket(port, A_READ)
 
     shard.answer = lambda message: BatchReply([], 3)
     shard.may_answer.clear()
     with pytest.raises(TimeoutException):
-        await over_socket(port, Batch([]), 0.05)
-    cancelled = asyncio.ensure_future(over_socket(port, Batch([])))
+        await over_socket(port, A_READ, 0.05)
+    cancelled = asyncio.ensure_future(over_socket(port, A_READ))
     seen = len(shard.seen)
     await until(lambda: len(shard.seen) > seen)
     cancelled.cancel()
     with pytest.raises(asyncio.CancelledError):
         await cancelled
     shard.may_answer.set()
-    assert await over_socket(port, Batch([])) == BatchReply([], 3)
+    assert await over_socket(port, A_READ) == BatchReply([], 3)
     assert links.flights >= 5
+
+
+async def test_what_may_take_minutes_keeps_no_connection(links: Links) -> None:
+    actor = ActorPort()
+    port = AsyncSocketPort(links, actor)
+    await over_socket(port, A_READ)
+    before, flights = actor.calls, links.flights
+    await port.execute(Batch([Checkpoint()]), 1.0)
+    assert actor.calls == before + 1 and links.flights == flights
 
 
 async def test_a_connection_that_ends_during_a_call_on_an_event_loop(
     links: Links, server: DataServer, shard: Shard
 ) -> None:
     port = AsyncSocketPort(links, ActorPort())
-    await over_socket(port, Batch([]))
+    await over_socket(port, A_READ)
     shard.may_answer.clear()
-    call = asyncio.ensure_future(port.execute(Batch([]), 10.0))
+    call = asyncio.ensure_future(port.execute(A_READ, 10.0))
     await until(lambda: len(shard.seen) == 2)
     server.close()
     with pytest.raises(ShardUnavailableError) as refusal:
         await call
     assert refusal.value.details["outcome"] == "unknown"
-    assert await port.execute(Batch([]), 1.0) == BatchReply([], 1), "the next one goes the other way"
+    assert await port.execute(A_READ, 1.0) == BatchReply([], 1), "the next one goes the other way"
 
 
 def wait_for(holds: Callable[[], bool]) -> None:

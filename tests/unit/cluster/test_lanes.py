@@ -147,7 +147,7 @@ def test_what_is_in_no_hurry_leaves_alone_if_nothing_comes(actor: _Actor, launch
     assert _sent(actor, 1) == [["soon", "never"]]
 
 
-def test_a_caller_waits_itself_only_if_the_lane_is_idle(actor: _Actor, launcher: Launcher) -> None:
+def test_a_caller_waits_itself_only_if_its_request_leaves_at_once(actor: _Actor, launcher: Launcher) -> None:
     lane = _lane(actor, launcher)
     first, _ = _ticket("a")
     second, second_gate = _ticket("b")
@@ -164,6 +164,17 @@ def test_a_caller_waits_itself_only_if_the_lane_is_idle(actor: _Actor, launcher:
     third, third_gate = _ticket("c")
     assert lane.depart(third) is None
     assert third_gate.wait(0) and isinstance(third.answer, ShardUnavailableError)
+
+
+def test_a_caller_waits_itself_while_another_call_is_under_way(actor: _Actor, launcher: Launcher) -> None:
+    lane = _lane(actor, launcher, in_flight_max=2)
+    lane.send(_ticket("a")[0])
+    ticket, gate = _ticket("b")
+    call = lane.depart(ticket)
+    assert call is not None
+    assert lane.depart(_ticket("c")[0]) is None
+    lane.arrived(call, ["answer to b"])
+    assert gate.wait(0) and ticket.answer == "answer to b"
 
 
 def test_giving_up_while_queued_takes_the_request_out(actor: _Actor, launcher: Launcher) -> None:
