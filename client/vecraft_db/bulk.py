@@ -4,8 +4,8 @@ An import is atomic: all records of the file become visible at one commit, or no
 transaction is imported in batches (``batch_size``), each atomic by itself. Either way an import can be resumed: a small
 journal beside the file says which batches are committed and under which transaction id the next one was sent. Run again
 after a crash or a lost connection, the import skips what is committed and retries that one under the same id, so that
-it is not applied twice. An id whose transaction was aborted is spent: the batch gets another one. The journal goes away when the import is complete; a file that changed meanwhile is imported
-from its beginning.
+it is not applied twice. An id whose transaction was aborted is spent: the batch gets another one. The journal goes away
+when the import is complete; a file that changed meanwhile is imported from its beginning.
 
 An export reads one snapshot from first to last record, and the file gets its name only when it is complete.
 """
