@@ -50,6 +50,10 @@ STARTING_PATIENCE_S = 120.0
 """How long an actor may take from being started to its first answer: Ray may have to start its process first."""
 
 
+YOUNG = frozenset({"starting", "restarting", "opening"})
+"""States in which an actor may be silent for so long: it reads its files, some of them with the interpreter held."""
+
+
 class ClusterPlan(msgspec.Struct, frozen=True):
     """What a cluster is to be; all its actors are made from it.
 
@@ -101,6 +105,7 @@ class _Ward:
         self.kind = kind
         self.number = number
         self.handle: Handle | None = None
+        self.asked: Any = None  # the ping that was not answered yet
         self.state = "starting"
         self.pid = 0
         self.node = ""
@@ -239,17 +244,23 @@ class ControllerActor:
                 logger.exception("supervision failed; trying again")
 
     def _look_around(self) -> None:
-        """Ping every actor at once, then act on what came back and what did not."""
+        """Ping every actor at once, then act on what came back and what did not.
+
+        An answer counts whenever it comes: on a busy machine each may take longer than a look around.
+        """
         asked: dict[Any, _Ward] = {}
         for ward in self._wards:
             if ward.handle is None:
                 self._make(ward)
             if ward.handle is not None:
-                asked[ward.handle.ping.remote()] = ward
+                if ward.asked is None:
+                    ward.asked = ward.handle.ping.remote()
+                asked[ward.asked] = ward
         if not asked:
             return
         ready, silent = ray.wait(list(asked), num_returns=len(asked), timeout=self._plan.ping_interval_s)
         for ref in ready:
+            asked[ref].asked = None
             self._hear(asked[ref], ref)
         for ref in silent:
             self._worry(asked[ref])
@@ -276,10 +287,9 @@ class ControllerActor:
 
     def _worry(self, ward: _Ward) -> None:
         silent_s = time.monotonic() - ward.seen
-        young = ward.state in ("starting", "restarting")
+        young = ward.state in YOUNG
         patience_s = max(STARTING_PATIENCE_S, self._plan.frozen_after_s) if young else self._plan.frozen_after_s
         if silent_s > patience_s and ward.may_act():
-            ward.state = "frozen"
             self._restart(ward, f"it has not answered for {silent_s:.0f} s")
 
     def _restart(self, ward: _Ward, why: str) -> None:
@@ -287,6 +297,8 @@ class ControllerActor:
             return
         logger.warning("ending an actor so that it is started again", extra={"actor": ward.name, "why": why})
         ray.kill(ward.handle, no_restart=False)
+        ward.asked = None
+        ward.state = "restarting"
         ward.seen = time.monotonic()
 
     def _make(self, ward: _Ward) -> None:

@@ -1,10 +1,12 @@
 """The Ray actor that runs one shard: a :class:`~vecraft_cluster.host.ShardHost` behind an actor call.
 
-Two kinds of calls, on threads of their own, so that the one is answered however busy the other is::
+Calls of each kind have threads of their own, so that one is answered however busy another is::
 
     data      execute(bytes) → bytes       one batch, as in ``ports``
     control   ping, close                  the controller's
               endpoint                     where to send batches instead: the shard's own socket (``data_server``)
+              resume                       ends a pause
+    pauses    pause                        for whoever copies the files; waits until it is its turn
 
 Invariants:
 
@@ -46,7 +48,11 @@ logger = logging.getLogger(__name__)
 DATA_THREADS = 16
 """Batches under way at once: two lanes for each of eight routers; further ones wait in Ray's queue."""
 
-CONTROL_THREADS = 2
+CONTROL_THREADS = 3
+PAUSE_THREADS = 2
+"""A pause waits for the one before to end; what ends it, and what says that the actor is well, must not wait too."""
+
+THREADS = {"data": DATA_THREADS, "control": CONTROL_THREADS, "pauses": PAUSE_THREADS}
 LOCK_PATIENCE_S = 5.0
 """How long to wait for the incarnation before to end; after that the controller starts another attempt."""
 
@@ -144,7 +150,7 @@ class ShardActor:
                     self._give_up_directory()
             return failure.to_dict() if failure is not None else None
 
-    @ray.method(concurrency_group="control", enable_task_events=False)
+    @ray.method(concurrency_group="pauses", enable_task_events=False)
     def pause(self, seconds: float) -> bytes:
         """Keep writers waiting until ``resume``, for at most ``seconds``; returns the encoded number of this pause."""
         try:
@@ -286,4 +292,4 @@ class _Pause:
 
 def shard_actor_class() -> Any:
     """Return the actor class with the options that never vary: threads, and no retries by Ray."""
-    return actor_class(ShardActor, concurrency_groups={"data": DATA_THREADS, "control": CONTROL_THREADS})
+    return actor_class(ShardActor, concurrency_groups=THREADS)

@@ -12,7 +12,7 @@ import ray
 from ray_workbench import eventually, frozen, insist, kill_controller, kill_router, kill_shard, ping
 
 from vecraft_cluster.launch import Cluster
-from vecraft_cluster.ports import look_up, shard_name
+from vecraft_cluster.ports import look_up, shard_name, unwrap
 from vecraft_data_model import CollectionSchema, DataPacket, QueryPacket
 from vecraft_data_model.errors import InvalidDataException, ShardUnavailableError, TimeoutException
 from vecraft_db.client.vecraft_client import VecraftClient
@@ -60,6 +60,19 @@ def test_a_frozen_shard_is_replaced_and_nothing_is_lost(filled: tuple[VecraftCli
     with frozen(before):
         eventually(lambda: ping(shard_name(cluster.name, 1))["pid"] != before, 60, "a new process for the frozen shard")
     assert insist(lambda: client.count(name)) == 40
+
+
+def test_pauses_that_wait_for_each_other_let_the_shard_be_looked_at_and_go_on(cluster: Cluster) -> None:
+    """Three backups at a time: the second and third wait for the end of the first, which has to be told somehow."""
+    shard = look_up(shard_name(cluster.name, 0))
+    first = unwrap(ray.get(shard.pause.remote(60.0), timeout=30))
+    others = [shard.pause.remote(60.0) for _ in range(4)]
+    before = ray.get(shard.ping.remote(), timeout=30)
+    assert ray.get(shard.resume.remote(first), timeout=30)
+    while others:
+        (next_, *_), others = ray.wait(others, num_returns=1, timeout=30)
+        assert ray.get(shard.resume.remote(unwrap(ray.get(next_))), timeout=30)
+    assert ray.get(shard.ping.remote(), timeout=30)["pid"] == before["pid"]
 
 
 def test_a_shard_that_is_gone_for_good_is_made_anew(filled: tuple[VecraftClient, str], cluster: Cluster) -> None:

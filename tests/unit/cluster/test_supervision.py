@@ -1,0 +1,127 @@
+"""When the controller takes an actor for frozen, and when not. No Ray here: time and answers are the test's own."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import pytest
+from ray.exceptions import ActorUnavailableError
+
+from vecraft_cluster import controller as module
+from vecraft_cluster.controller import ClusterPlan, ControllerActor, _Ward
+from vecraft_cluster.root import RootState
+from vecraft_data_model.placement import initial_map
+
+PEOPLED = RootState("id", initial_map(1), b"", peopled=True)
+PLAN = ClusterPlan(cluster="c", root="/nowhere", ping_interval_s=1.0, frozen_after_s=10.0)
+
+
+@dataclass(frozen=True, eq=False)
+class Reference:
+    """An answer that comes at its time."""
+
+    ready_at: float
+    value: Any
+
+
+class Machine:
+    """Time, and what the controller asks Ray for."""
+
+    def __init__(self) -> None:
+        self.now = 100.0
+        self.killed = 0
+
+    def monotonic(self) -> float:
+        return self.now
+
+    def wait(self, references: Sequence[Reference], num_returns: int, timeout: float) -> tuple[list[Any], list[Any]]:
+        self.now += timeout
+        ready = [reference for reference in references if reference.ready_at <= self.now]
+        return ready, [reference for reference in references if reference not in ready]
+
+    def get(self, reference: Reference, timeout: float) -> Any:
+        if isinstance(reference.value, Exception):
+            raise reference.value
+        return reference.value
+
+    def kill(self, handle: object, no_restart: bool) -> None:
+        self.killed += 1
+
+
+class Actor:
+    """An actor that answers every ping after a while."""
+
+    def __init__(self, machine: Machine, latency_s: float, state: str = "serving") -> None:
+        self.ping = self
+        self.machine = machine
+        self.latency_s = latency_s
+        self.state = state
+        self.asked = 0
+
+    def remote(self) -> Reference:
+        self.asked += 1
+        answer: Any = {"pid": 7, "node": "n", "started": 1.0, "state": self.state, "error": None}
+        if self.state == "unavailable":
+            answer = ActorUnavailableError("away", None)
+        return Reference(self.machine.now + self.latency_s, answer)
+
+
+@pytest.fixture
+def machine(monkeypatch: pytest.MonkeyPatch) -> Machine:
+    machine = Machine()
+    monkeypatch.setattr(module.time, "monotonic", machine.monotonic)
+    for name in ("wait", "get", "kill"):
+        monkeypatch.setattr(module.ray, name, getattr(machine, name))
+    return machine
+
+
+def watch(machine: Machine, actor: Actor, seconds: float) -> _Ward:
+    """Let a controller look at one actor for so long."""
+    ward = _Ward("vecraft:c:shard-0000", "shard", 0)
+    ward.handle, ward.state, ward.seen = actor, actor.state, machine.now
+    controller = object.__new__(ControllerActor)
+    controller._plan = PLAN
+    controller._wards = [ward]
+    controller._stop = threading.Event()
+    controller._state = PEOPLED
+    end = machine.now + seconds
+    while machine.now < end:
+        machine.now += PLAN.ping_interval_s
+        controller._look_around()
+    return ward
+
+
+
+
+
+def test_an_actor_that_answers_late_but_always_is_not_killed(machine: Machine) -> None:
+    """On a busy machine every answer may take longer than the controller waits for it."""
+    actor = Actor(machine, latency_s=3.5)
+    ward = watch(machine, actor, 120)
+    assert machine.killed == 0
+    assert ward.state == "serving" and ward.pid == 7
+    assert actor.asked < 40, "no second question before the first is answered"
+
+
+def test_an_actor_that_never_answers_is_killed_soon(machine: Machine) -> None:
+    watch(machine, Actor(machine, latency_s=1e9), PLAN.frozen_after_s + 4)
+    assert machine.killed == 1
+
+
+def test_an_actor_that_is_opening_its_files_is_given_time(machine: Machine) -> None:
+    """Loading a large graph may keep the interpreter busy for long."""
+    actor = Actor(machine, latency_s=0.1, state="opening")
+    ward = watch(machine, actor, 5)
+    assert ward.state == "opening"
+    actor.latency_s = 60.0
+    watch(machine, actor, 50)
+    assert machine.killed == 0
+
+
+def test_an_actor_that_is_being_started_again_is_not_killed(machine: Machine) -> None:
+    ward = watch(machine, Actor(machine, latency_s=0.5, state="unavailable"), 60)
+    assert machine.killed == 0
+    assert ward.state == "restarting"
