@@ -13,11 +13,15 @@ Hit = tuple[str, float, int]
 
 @dataclass(slots=True)
 class SearchSeen:
-    """A search inside a transaction. ``own``: what the transaction had written before it."""
+    """A search inside a transaction.
+
+    ``own``: what the transaction had written before it. Unless ``exact``, it may go through a graph and miss some.
+    """
 
     query: list[float]
     k: int
     group: int | None
+    exact: bool
     own: dict[str, State]
     hits: list[Hit]
 

@@ -257,10 +257,11 @@ class Worker(threading.Thread):
         query = [float(self._random.randrange(8)) for _ in range(DIM)]
         k, group = self._random.randint(1, 4), self._random.choice((None, self._random.randrange(GROUPS)))
         where = None if group is None else {"g": group}
-        packet = QueryPacket(np.array(query, np.float32), k=k, where=where, exact=self._random.random() < 0.5)
+        exact = self._random.random() < 0.8
+        packet = QueryPacket(np.array(query, np.float32), k=k, where=where, exact=exact)
         found = tx.search(txn.collection, packet)
         hits = [(hit.record_id, float(hit.distance), state_in(hit.metadata).tag) for hit in found]
-        txn.searches.append(SearchSeen(query, k, group, dict(txn.writes), hits))
+        txn.searches.append(SearchSeen(query, k, group, exact, dict(txn.writes), hits))
 
 
 def columns(writes: dict[str, State]) -> dict[str, list[object]]:
