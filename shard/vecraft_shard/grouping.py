@@ -20,7 +20,7 @@ from typing import Any, Final
 import msgspec
 import numpy as np
 
-from vecraft_data_model.filters import And, Eq, Exists, Filter, Key, key_of, values_at
+from vecraft_data_model.filters import And, Exists, Filter, In, Key, key_of, values_at
 from vecraft_data_model.messages import Search
 from vecraft_shard.indexes.rowset import RowSet
 from vecraft_shard.indexes.tail import Found
@@ -57,7 +57,7 @@ def search_groups(
     for query in request.queries:
         best: dict[Key, tuple[int, np.float32, Any]] = {}
         left = candidates
-        while len(best) < options.k and left.count:
+        while left.count:
             size = max(_PER_GROUP * (options.k - len(best)), _LIST_MIN)
             asked = msgspec.structs.replace(
                 request, queries=query[None, :], options=msgspec.structs.replace(options, k=size, group_by=None)
@@ -65,18 +65,16 @@ def search_groups(
             ((rows, distances),), how = explain_search(_restricted(view, left), asked, costs=costs)
             explain = explain or how
             lists += 1
-            found: list[Key] = []
+            found: set[Key] = set()
             for row, distance, metadata in zip(rows.tolist(), distances, metadata_of(rows.tolist()), strict=True):
                 value = next(values_at(metadata, field))
                 key = key_of(value)
                 if key not in best:
                     best[key] = (row, distance, value)
-                    found.append(key)
-            if len(rows) < size:
+                    found.add(key)
+            if len(rows) < size or len(best) >= options.k:
                 break
-            for key in found:
-                taken = view.matching(Eq(field, key), None)
-                left = left if taken is None else left - taken
+            left = left - (view.matching(In(field, frozenset(found)), None) or RowSet.empty())
         answers.append(_nearest_groups(view, list(best.values()), options.k))
     return answers, {**explain, "k": options.k, "queries": len(request.queries), "lists": lists}
 
