@@ -35,6 +35,7 @@ import numpy.typing as npt
 from vecraft_data_model.errors import CorruptionError, StorageFailureException
 from vecraft_data_model.schema import CollectionSchema
 from vecraft_shard.catalog import AliasEntry, Catalog, CollectionEntry
+from vecraft_shard.disk import OsDisk
 from vecraft_shard.integrity import Span
 from vecraft_shard.page_sums import PageSums
 from vecraft_shard.sqlite_errors import as_our_own
@@ -107,8 +108,10 @@ class Locations:
     def __init__(self, path: Path | None) -> None:
         self._name = str(path) if path is not None else ":memory:"
         self._sums = None if path is None else PageSums(path)
-        if self._sums is not None:
+        if self._sums is not None and path is not None:
             self._sums.check_start()
+            # SQLite makes the name of its log durable, not that of the file; and the one without the other is damage.
+            OsDisk(path.parent).open(path.name).close()
         with self._guard():
             self.connection = sqlite3.connect(self._name, check_same_thread=False, isolation_level=None)
         try:

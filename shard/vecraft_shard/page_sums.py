@@ -17,7 +17,9 @@ page, before it is folded into the file::
     COMMIT (synced) ──► sums of the pages in the log ──► sums file replaced ──► log folded into the file, and emptied
 
 A crash between any two of these leaves pages that match either their sum or their image in the log; so at the next
-start the log is folded first, and a page that matches neither is damaged.
+start the log is folded first, and a page that matches neither is damaged. What counts in the log is what SQLite counts:
+frames up to the last commit, as far as their chain of checksums holds. A crash in the middle of a commit, or one that
+failed, leaves others behind them.
 
 Sums that are missing or damaged are made again from the file as it is. What reads the file must not close another
 descriptor of it while SQLite has it open (that would drop SQLite's locks), so this one stays open until ``close``.
@@ -33,6 +35,7 @@ import os
 import struct
 from collections import defaultdict
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 from typing import BinaryIO
 
@@ -51,9 +54,12 @@ _VERSION = 1
 _HEADER = struct.Struct("<8sIIQ4xI")
 _CRC = struct.Struct("<I")
 _LOG_HEADER = struct.Struct(">8I")
-_FRAME_HEADER = struct.Struct(">4I8x")
+_LOG_HEADER_SUMMED = 24
+_FRAME_HEADER = struct.Struct(">6I")
+_FRAME_HEADER_SUMMED = 8
 _LOG_MAGIC = (0x377F0682, 0x377F0683)
 _PAGES_AT_ONCE = 256
+_MASK = 2**32 - 1
 
 
 class PageSums:
@@ -195,16 +201,23 @@ class PageSums:
         header = log.read(_LOG_HEADER.size)
         if len(header) < _LOG_HEADER.size:
             return
-        magic, _, page_bytes, _, *salts = _LOG_HEADER.unpack(header)[:6]
+        magic, _, page_bytes, _, *salts_and_sums = _LOG_HEADER.unpack(header)
         if magic not in _LOG_MAGIC or page_bytes < 512:
+            return
+        salts, expected = salts_and_sums[:2], tuple(salts_and_sums[2:])
+        words = "<u4" if magic == _LOG_MAGIC[0] else ">u4"
+        sums = _log_sums(header[:_LOG_HEADER_SUMMED], (0, 0), words)
+        if sums != expected:
             return
         self._page_bytes = self._page_bytes or page_bytes
         uncommitted: list[tuple[int, int, int]] = []
         while len(frame := log.read(_FRAME_HEADER.size + page_bytes)) == _FRAME_HEADER.size + page_bytes:
-            page, size, *frame_salts = _FRAME_HEADER.unpack_from(frame)
-            if frame_salts != salts:
+            page, size, *frame_salts, first, second = _FRAME_HEADER.unpack_from(frame)
+            image = memoryview(frame)[_FRAME_HEADER.size :]
+            sums = _log_sums(frame[:_FRAME_HEADER_SUMMED] + image, sums, words)
+            if frame_salts != salts or sums != (first, second):
                 return
-            uncommitted.append((page, size, crc32c(memoryview(frame)[_FRAME_HEADER.size :])))
+            uncommitted.append((page, size, crc32c(image)))
             if size:
                 yield from uncommitted
                 uncommitted.clear()
@@ -242,3 +255,29 @@ class PageSums:
 
     def _corrupt(self, offset: int, what: str) -> None:
         raise CorruptionError(f"{self._path} at {offset}: {what}", file=str(self._path), offset=offset)
+
+
+def _log_sums(data: bytes, sums: tuple[int, int], words: str) -> tuple[int, int]:
+    """Carry the checksums of SQLite's log on over ``data`` (sqlite.org/fileformat2.html, section 4.2).
+
+    Its definition goes word by word: ``a += x + b; b += y + a`` modulo 2³². That is linear, so the sums after all words
+    are a weighted sum of these, with weights that depend on their number only.
+    """
+    values = np.frombuffer(data, words).astype(np.uint64)
+    weights, ((aa, ab), (ba, bb)) = _log_weights(len(values) // 2)
+    a, b = (int(total) for total in weights @ values)
+    return (a + aa * sums[0] + ab * sums[1]) & _MASK, (b + ba * sums[0] + bb * sums[1]) & _MASK
+
+
+@cache
+def _log_weights(pairs: int) -> tuple[npt.NDArray[np.uint64], tuple[tuple[int, int], tuple[int, int]]]:
+    """Return the weights (2, 2 × pairs) of the words in both sums, and those of the sums before."""
+    weights = np.empty((2, 2 * pairs), np.uint64)
+    (aa, ab), (ba, bb) = (1, 0), (0, 1)
+    for k in reversed(range(pairs)):
+        # one step: a' = a + b + x, b' = a + 2b + x + y; what follows it is (aa, ab), (ba, bb)
+        weights[:, 2 * k] = (aa + ab) & _MASK, (ba + bb) & _MASK
+        weights[:, 2 * k + 1] = ab, bb
+        aa, ab = (aa + ab) & _MASK, (aa + 2 * ab) & _MASK
+        ba, bb = (ba + bb) & _MASK, (ba + 2 * bb) & _MASK
+    return weights, ((aa, ab), (ba, bb))

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+import vecraft_shard.disk
 from vecraft_data_model.errors import CorruptionError, StorageFailureException
 from vecraft_shard.disk import OsDisk
 from vecraft_shard.locations import Locations
@@ -213,3 +214,64 @@ def test_a_rolled_back_transaction_leaves_no_sums(folder: Path) -> None:
     locations.close()
     assert number_of(copy) == 2
     assert number_of(folder) == 2
+
+
+def unfolded(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A copy in which SQLite's log holds three transactions, the last of many pages."""
+    locations = opened(folder)
+    fill(locations, 2)
+    monkeypatch.setattr(Locations, "_fold", lambda self, committed=True: None)
+    for number in (3, 4, 9):
+        fill(locations, number)
+    copy = crashed(folder)
+    monkeypatch.undo()
+    locations.close()
+    return copy
+
+
+def test_what_counts_in_the_log_is_what_sqlite_counts(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    copy = unfolded(folder, monkeypatch)
+    log, rng = (copy / "shard.sqlite-wal").read_bytes(), random.Random(5)
+    counts = set()
+    for attempt in range(60):
+        torn = bytearray(log)
+        if attempt % 3 == 0:
+            torn[rng.randrange(len(log))] ^= 1 << rng.randrange(8)
+        elif attempt % 3 == 1:
+            at = rng.randrange(len(log) // 512) * 512
+            torn[at : at + 512] = bytes(512)
+        else:
+            del torn[rng.randrange(len(log)) :]
+        other = copy.with_name(f"attempt{attempt}")
+        shutil.copytree(copy, other)
+        (other / "shard.sqlite-wal").write_bytes(torn)
+        ours = len(list(PageSums(other / "shard.sqlite")._frames()))
+        connection = sqlite3.connect(other / "shard.sqlite")
+        _, frames, _ = connection.execute("PRAGMA wal_checkpoint(PASSIVE)").fetchone()
+        connection.close()
+        assert ours == frames, attempt
+        counts.add(ours)
+    assert len(counts) > 2
+
+
+def test_a_commit_that_a_crash_tore_is_not_taken_up(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    copy = unfolded(folder, monkeypatch)
+    log = bytearray((copy / "shard.sqlite-wal").read_bytes())
+    log[-9000:-8000] = bytes(1000)  # the end of the commit is there, a page before it is not
+    (copy / "shard.sqlite-wal").write_bytes(log)
+    for _ in range(3):
+        assert number_of(copy) == 4
+
+
+def test_the_name_of_the_file_is_durable_before_that_of_the_log(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """SQLite sees to its log's name only; a log without the file would be taken for damage."""
+    synced: list[list[str]] = []
+    original = vecraft_shard.disk._sync_directory
+
+    def sync(path: Path) -> None:
+        original(path)
+        synced.append(sorted(entry.name for entry in path.iterdir()))
+
+    monkeypatch.setattr(vecraft_shard.disk, "_sync_directory", sync)
+    opened(folder).close()
+    assert ["shard.sqlite"] in synced
