@@ -79,15 +79,12 @@ class DocumentIndex:
     # ------------------------------------------------------------------------------------------- tables
 
     def create_tables(self) -> None:
-        """Make the tables, empty, inside the caller's transaction."""
+        """Make the tables, empty, inside the caller's transaction; that of trigrams, which costs most, with a text."""
         self.drop_tables()
         self.words.create_tables()
-        execute = self._connection.execute
-        execute(
-            f"CREATE VIRTUAL TABLE {self._trigrams} USING fts5"
-            "(text, content='', columnsize=0, detail=none, tokenize='trigram case_sensitive 1')"
+        self._connection.execute(
+            f"CREATE TABLE {self._segments} (first_row INTEGER PRIMARY KEY, segment BLOB NOT NULL)"
         )
-        execute(f"CREATE TABLE {self._segments} (first_row INTEGER PRIMARY KEY, segment BLOB NOT NULL)")
 
     def drop_tables(self) -> None:
         """Remove the tables, inside the caller's transaction."""
@@ -108,10 +105,15 @@ class DocumentIndex:
             return
         rows = [(row, text) for row, text in enumerate(texts, first_row) if text]
         self.words.index_text(first_row, texts)
-        self._connection.executemany(
-            f"INSERT INTO {self._trigrams} (rowid, text) VALUES (?, ?)",
-            ((row, text.replace("\0", "\ufffd")) for row, text in rows),
-        )
+        if rows:
+            self._connection.execute(
+                f"CREATE VIRTUAL TABLE IF NOT EXISTS {self._trigrams} USING fts5"
+                "(text, content='', columnsize=0, detail=none, tokenize='trigram case_sensitive 1')"
+            )
+            self._connection.executemany(
+                f"INSERT INTO {self._trigrams} (rowid, text) VALUES (?, ?)",
+                ((row, text.replace("\0", "\ufffd")) for row, text in rows),
+            )
         segment = self.json.dump(first_row, first_row + len(texts))
         self._connection.execute(f"INSERT INTO {self._segments} VALUES (?, ?)", (first_row, segment))
 
@@ -127,10 +129,9 @@ class DocumentIndex:
             CorruptionError: A segment of JSON documents is damaged.
         """
         query = f"SELECT segment FROM {self._segments} WHERE first_row < ? ORDER BY first_row"
+        known = self._has(self._segments)
         with as_our_own(DATABASE):
-            execute = self._connection.execute
-            known = execute("SELECT 1 FROM sqlite_master WHERE name = ?", (self._segments,)).fetchone()
-            segments = execute(query, (rows,)).fetchall() if known else []
+            segments = self._connection.execute(query, (rows,)).fetchall() if known else []
         for (segment,) in segments:
             self.json.load(segment)
         if known:
@@ -210,6 +211,8 @@ class DocumentIndex:
     def _query(self, tokens: Sequence[str], lo: int, hi: int) -> np.ndarray[Any, np.dtype[np.int64]]:
         """The rows ``[lo, hi)`` that have all trigrams, ascending."""
         table = self._trigrams
+        if not self._has(table):
+            return np.empty(0, np.int64)  # no row below ``settled`` has a text
         quoted = " AND ".join('"' + token.replace('"', '""') + '"' for token in tokens)
         with as_our_own(DATABASE):
             found = self._connection.execute(
@@ -217,6 +220,11 @@ class DocumentIndex:
                 (quoted, lo, hi),
             ).fetchall()
         return np.fromiter((row for (row,) in found), np.int64, len(found))
+
+    def _has(self, table: str) -> bool:
+        with as_our_own(DATABASE):
+            found = self._connection.execute("SELECT 1 FROM sqlite_master WHERE name = ?", (table,))
+            return found.fetchone() is not None
 
     def _read(self, wanted: str, rows: np.ndarray[Any, np.dtype[np.int64]]) -> np.ndarray[Any, np.dtype[np.int64]]:
         """Those of ``rows`` whose text holds a substring, by reading it."""

@@ -174,3 +174,39 @@ def test_without_tables_everything_is_read(tmp_path: Any) -> None:
     f.index.drop_tables()
     f.connection.execute("ROLLBACK")
     assert f.matching({"$contains": "cat"}) == [0]
+
+
+def test_the_table_of_trigrams_is_made_with_the_first_text() -> None:
+    def tables(f: Fixture) -> set[str]:
+        return {name for (name,) in f.connection.execute("SELECT name FROM sqlite_master") if name == "trigrams_3"}
+
+    f = Fixture()
+    for batch in ([None, {"a": 1}], [None], [""]):
+        f.add(batch)
+        f.settle()
+        assert not tables(f) and f.matching({"$contains": "needle"}) == []
+    f.add(["a needle", None])
+    assert f.matching({"$contains": "needle"}) == [4]
+    f.settle()
+    assert tables(f)
+    f.add(["no n-e-e-d-l-e", "needles"])
+    f.settle()
+    assert f.matching({"$contains": "needle"}) == [4, 7]
+    f.index.drop_tables()
+    assert not tables(f)
+
+
+def test_a_table_of_trigrams_that_was_made_without_texts_is_filled() -> None:
+    f = Fixture()
+    f.add([None])
+    f.settle()
+    f.connection.execute(
+        "CREATE VIRTUAL TABLE trigrams_3 USING fts5"
+        "(text, content='', columnsize=0, detail=none, tokenize='trigram case_sensitive 1')"
+    )  # as by earlier versions
+    f.index = DocumentIndex(f.connection, 3, f.texts)
+    f.index.restore(1)
+    assert f.matching({"$contains": "needle"}) == []
+    f.add(["needle"])
+    f.settle()
+    assert f.matching({"$contains": "needle"}) == [1]
