@@ -4,6 +4,7 @@
 #   make serve    the REST server, on 127.0.0.1:8000        (ARGS='--port 9000 --root ./data')
 #   make check    ruff, mypy --strict, import layers, the fast tests
 #   make simulate the real shards and routers on virtual time, with faults (SEEDS=1000, or SEED=7 TRACE=1 to see one)
+#   make blackbox clients on a Ray cluster whose processes are killed and stopped (TRANSACTIONS=200000)
 #   make mutants  planted bugs: that the simulator finds each of them (MUTANTS='name …', SEEDS=5000)
 #   make bench    speed, against references measured in the same run
 #   make clean    removes what these made, but never a data directory
@@ -11,7 +12,7 @@
 PY := .venv/bin/python
 ARGS ?=
 
-.PHONY: demo test serve check simulate mutants bench lint types layers venv clean help
+.PHONY: demo test serve check simulate blackbox mutants bench lint types layers venv clean help
 help:
 	@sed -n 's/^#   //p' Makefile
 
@@ -44,6 +45,9 @@ check: lint types layers
 
 simulate: .venv/.installed
 	@$(PY) -m tests.simulation $(if $(SEED),1 $(SEED),$(or $(SEEDS),1000) --quiet) $(if $(TRACE),--trace) $(ARGS)
+
+blackbox: .venv/.installed
+	@$(PY) -m tests.blackbox --transactions $(or $(TRANSACTIONS),20000) $(ARGS)
 
 mutants: .venv/.installed
 	@$(PY) -m tests.simulation.mutants --seeds $(or $(SEEDS),5000) $(MUTANTS)
