@@ -78,7 +78,7 @@ def best_texts(view: SearchView, request: Search, scores: Float32Array) -> tuple
 
 def _counted(
     index: WordIndex, view: SearchView, words: tuple[str, ...]
-) -> tuple[TextStatistics, list[tuple[Int64Array, npt.NDArray[np.uint32]]], npt.NDArray[np.uint32]]:
+) -> tuple[TextStatistics, list[tuple[Int64Array, Int64Array]], npt.NDArray[np.uint32]]:
     """Statistics of what the snapshot sees, the postings of each word in it, and the length of every row."""
     lengths = index.lengths(view.rows)
     postings = [index.postings(word, view.rows) for word in words]

@@ -2,11 +2,14 @@
 
 Words of *settled* rows (those in the last checkpoint) are in two tables, one segment per checkpoint::
 
-    terms_<n>    word, first row of the segment → the rows that have it (u32 each, ascending), and how often
-                 (u32 each; nothing: once each)
+    terms_<n>    word, first row of the segment → the rows that have it, and how often each has it
     lengths_<n>  first row of the segment → words of each of its rows (u32 each; 0: no text, or one without words)
 
-Numbers are little-endian. Rows after those are read and counted in memory when they are first asked about, each once.
+Both columns of ``terms`` begin with a byte that says how many bytes each number has: 1, 2 or 4. Rows are the distances
+from one to the next, the first from the segment's first row; how often is empty where it is once in each. Numbers are
+little-endian.
+
+Rows after those are read and counted in memory when they are first asked about, each once.
 
 What a word is, :func:`vecraft_data_model.filters.words` says. Rows never change, and what is said here holds for all of
 them; whether a snapshot sees them is the caller's business.
@@ -20,7 +23,8 @@ from __future__ import annotations
 import sqlite3
 import threading
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from itertools import chain, repeat
 
 import numpy as np
 import numpy.typing as npt
@@ -30,9 +34,9 @@ from vecraft_shard.indexes.columns import GrowingArray
 from vecraft_shard.sqlite_errors import DATABASE, as_our_own
 
 Int64Array = npt.NDArray[np.int64]
-Counts = npt.NDArray[np.uint32]
 
 _TEXTS_AT_ONCE = 1024
+_WIDTHS = {width: bytes([width]) for width in (1, 2, 4)}
 
 
 class WordIndex:
@@ -86,20 +90,17 @@ class WordIndex:
             first_row = 0
         counted = [words(text) if text else [] for text in texts]
         lengths = np.fromiter(map(len, counted), np.int64, len(counted))
-        flat = [word for found in counted for word in found]
-        codes = {word: code for code, word in enumerate(sorted(set(flat)))}
-        last_row = first_row + len(texts)
-        places = np.fromiter(map(codes.__getitem__, flat), np.int64, len(flat)) * last_row
-        places += np.repeat(np.arange(first_row, last_row), lengths)
+        flat = list(chain.from_iterable(counted))
+        vocabulary = sorted(set(flat))
+        codes = dict(zip(vocabulary, range(len(vocabulary)), strict=True))
+        places = np.fromiter(map(codes.__getitem__, flat), np.int64, len(flat)) * len(texts)
+        places += np.repeat(np.arange(len(texts)), lengths)
         entries, counts = np.unique(places, return_counts=True)
-        owners, rows = np.divmod(entries, max(last_row, 1))
-        bounds = np.searchsorted(owners, np.arange(len(codes) + 1)).tolist()
+        owners, rows = np.divmod(entries, max(len(texts), 1))
+        bounds = np.searchsorted(owners, np.arange(len(codes) + 1))
         self._connection.executemany(
             f"INSERT INTO {self._terms} VALUES (?, ?, ?, ?)",
-            (
-                (word, first_row, rows[lo:hi].astype("<u4").tobytes(), _packed(counts[lo:hi]))
-                for word, lo, hi in zip(codes, bounds[:-1], bounds[1:], strict=True)
-            ),
+            zip(vocabulary, repeat(first_row), _packed_rows(rows, bounds), _packed_counts(counts, bounds)),
         )
         self._connection.execute(
             f"INSERT INTO {self._lengths} VALUES (?, ?)", (first_row, lengths.astype("<u4").tobytes())
@@ -123,21 +124,21 @@ class WordIndex:
 
     # ----------------------------------------------------------------------------------------- answering
 
-    def postings(self, word: str, n_rows: int) -> tuple[Int64Array, Counts]:
+    def postings(self, word: str, n_rows: int) -> tuple[Int64Array, Int64Array]:
         """Return the rows below ``n_rows`` that have a word, ascending, and how often each has it."""
         with self._lock:
             settled = self.settled
             fresh_rows, fresh_counts = self._up_to(n_rows).postings.get(word, ((), ()))
-            parts = [(np.array(fresh_rows, np.int64), np.array(fresh_counts, np.uint32))]
+            parts = [(np.array(fresh_rows, np.int64), np.array(fresh_counts, np.int64))]
         with as_our_own(DATABASE):
             stored = self._connection.execute(
-                f"SELECT rows, counts FROM {self._terms} WHERE word = ? AND first_row < ? ORDER BY first_row DESC",
+                f"SELECT first_row, rows, counts FROM {self._terms} WHERE word = ? AND first_row < ?"
+                " ORDER BY first_row DESC",
                 (word, settled),
             ).fetchall() if settled else ()
-        for packed_rows, packed_counts in stored:
-            segment = np.frombuffer(packed_rows, "<u4")
-            counts = np.frombuffer(packed_counts, "<u4") if packed_counts else np.ones(len(segment), np.uint32)
-            parts.append((segment.astype(np.int64), counts))
+        for first_row, packed_rows, packed_counts in stored:
+            found = first_row + np.cumsum(_unpacked(packed_rows))
+            parts.append((found, _unpacked(packed_counts) if packed_counts else np.ones(len(found), np.int64)))
         rows, counts = (np.concatenate(column) for column in zip(*reversed(parts), strict=True))
         if len(rows) and rows[-1] >= n_rows:
             size = int(np.searchsorted(rows, n_rows))
@@ -200,5 +201,29 @@ class _Fresh:
         self.rows += len(texts)
 
 
-def _packed(counts: npt.NDArray[np.integer]) -> bytes:
-    return b"" if counts.max() == 1 else counts.astype("<u4").tobytes()
+def _packed_rows(rows: Int64Array, bounds: Int64Array) -> Iterator[bytes]:
+    """Pack the rows of each word as distances."""
+    steps = np.diff(rows, prepend=0)
+    first = bounds[:-1]
+    steps[first] = rows[first]
+    return _packed(steps, bounds)
+
+
+def _packed_counts(counts: Int64Array, bounds: Int64Array) -> Iterator[bytes]:
+    once = np.bincount(np.repeat(np.arange(len(bounds) - 1), np.diff(bounds)), counts > 1) == 0
+    return (b"" if never else packed for never, packed in zip(once.tolist(), _packed(counts, bounds), strict=True))
+
+
+def _packed(numbers: npt.NDArray[np.integer], bounds: Int64Array) -> Iterator[bytes]:
+    """Pack the numbers between each two bounds, in as few bytes each as the largest of them needs."""
+    if not len(numbers):
+        return
+    forms = {width: numbers.astype(f"<u{width}").tobytes() for width in _WIDTHS}
+    largest = np.maximum.reduceat(numbers, bounds[:-1])
+    widths = np.where(largest < 1 << 8, 1, np.where(largest < 1 << 16, 2, 4))
+    for width, lo, hi in zip(widths.tolist(), bounds[:-1].tolist(), bounds[1:].tolist(), strict=True):
+        yield _WIDTHS[width] + forms[width][lo * width : hi * width]
+
+
+def _unpacked(packed: bytes) -> Int64Array:
+    return np.frombuffer(packed, f"<u{packed[0]}", offset=1).astype(np.int64)
