@@ -31,6 +31,7 @@ from vecraft_cluster.ports import (
     controller_name,
     decode,
     look_up,
+    refuse_unconnected,
     translate,
 )
 from vecraft_cluster.remote import AsyncRemoteRunner, RemoteRouter, RemoteRunner
@@ -189,6 +190,7 @@ class Cluster:
         return self.membership.routers
 
     def _ask_controller(self, ask: Callable[[Handle], Any]) -> Any:
+        refuse_unconnected(controller_name(self.name))
         try:
             return ask(self._controller)
         except ray_errors.ActorDiedError:

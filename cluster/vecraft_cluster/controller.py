@@ -10,7 +10,8 @@ Who brings what back::
 Invariants:
 
 * The truth is the root's ``vecraft.json``: the controller holds nothing that a restart would lose.
-* Killing too early costs seconds, never data: a shard's directory is locked until its process is gone.
+* Killing too early costs seconds, never data: the next process waits for the directory's lock, and for the lease of the
+  one before unless that is known to be dead (:mod:`vecraft_cluster.lease`).
 * What stays broken is tried again ever more slowly, up to a minute apart.
 
 It carries no data: routers talk to shards directly, and come here only for the map.

@@ -146,15 +146,25 @@ class Directory:
             self.forget(name)
 
 
+def refuse_unconnected(name: str) -> None:
+    """Raise unless this process is connected to Ray.
+
+    Asked for anything without, Ray would begin with starting a new Ray on this machine, which nobody would end.
+
+    Raises:
+        ShardUnavailableError: It is not, or not any more.
+    """
+    if not ray.is_initialized():
+        raise ShardUnavailableError("this process is not connected to Ray", actor=name, outcome="not done")
+
+
 def look_up(name: str) -> Handle:
     """Return the handle of a named actor.
 
     Raises:
         ShardUnavailableError: There is no such actor now, or Ray itself does not answer, or was left.
     """
-    if not ray.is_initialized():
-        # Asked now, Ray would begin with starting a new Ray on this machine, which nobody would end.
-        raise ShardUnavailableError("this process is not connected to Ray", actor=name, outcome="not done")
+    refuse_unconnected(name)
     try:
         return ray.get_actor(name, namespace=NAMESPACE)
     except ValueError as error:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import ray
 
+from vecraft_cluster.cluster import Cluster
 from vecraft_cluster.ports import Directory, look_up
 from vecraft_data_model.errors import ShardUnavailableError
 
@@ -26,3 +27,7 @@ def test_after_the_end_of_the_connection_nothing_is_sent(monkeypatch: pytest.Mon
         assert refusal.value.details["outcome"] == "not done"
     with pytest.raises(ShardUnavailableError, match="not connected"):
         look_up("vecraft:c:controller")
+    cluster = object.__new__(Cluster)
+    cluster.name = "c"
+    with pytest.raises(ShardUnavailableError, match="not connected"):
+        cluster.fetch_map()
