@@ -342,7 +342,8 @@ class Shard:
         wanted: list[tuple[str, int, Request]] = []
         for txn_id, prepared in list(state.prepared.items()):
             primary = prepared.record.primary
-            if primary != state.shard_id and now_ms - prepared.since_ms >= every_ms:
+            due = prepared.recovered or now_ms - prepared.since_ms >= every_ms
+            if primary != state.shard_id and due:
                 wanted.append((txn_id, primary, Resolve(txn_id)))
         for txn_id in list(state.unacknowledged):
             outcome = state.outcome_of(txn_id)

@@ -44,6 +44,8 @@ class PreparedTransaction:
         since_ms: When it was prepared, or recovered, or last asked for again by a router that has not given it up.
         first_ms: When it was prepared, or recovered.
         count: Records it will write or delete.
+        recovered: Whether the vote was given before a restart. Its decision was most likely made meanwhile, so the
+            primary is asked at once: locks and readers wait for it.
     """
 
     record: TransactionRecord
@@ -51,6 +53,7 @@ class PreparedTransaction:
     first_ms: int
     count: int
     preimages: Rows | None = None
+    recovered: bool = False
 
 
 @dataclass(slots=True)
@@ -207,7 +210,7 @@ class ShardState:
 
     def restore_prepared(self, record: TransactionRecord, now_ms: int) -> None:
         """Take up a prepared transaction found in the log or in a checkpoint."""
-        self.hold(PreparedTransaction(record, now_ms, now_ms, self.count_of(record.mutations)))
+        self.hold(PreparedTransaction(record, now_ms, now_ms, self.count_of(record.mutations), recovered=True))
         self.timeline.restore(record.txn_id, record.ts, record.primary, footprint_of(record.mutations))
 
     def count_of(self, mutations: Sequence[Resolved]) -> int:
