@@ -10,6 +10,8 @@ has heard of say so, and by as much as the median of them says.
 
 from __future__ import annotations
 
+import threading
+
 TOLERATED = 0.8
 """Part of the accepted skew beyond which a node refuses to write."""
 
@@ -19,31 +21,31 @@ class SkewWatch:
 
     Args:
         max_clock_skew_ms: How far clocks may differ.
+
+    Attributes:
+        off_ms: By how much this node's clock is ahead (above 0) or behind (below 0), at the least.
     """
 
-    __slots__ = ("_limit_ms", "_offsets")
+    __slots__ = ("_limit_ms", "_lock", "_offsets", "off_ms")
 
     def __init__(self, max_clock_skew_ms: int) -> None:
         self._limit_ms = TOLERATED * max_clock_skew_ms
+        self._lock = threading.Lock()
         self._offsets: dict[int, int] = {}
+        self.off_ms = 0
 
     def note(self, shard: int, sent_ms: int, shard_ms: int, received_ms: int) -> None:
         """Take in when, by this node's clock, a request left and its answer came, and the shard's clock in between."""
-        if shard_ms < sent_ms:
-            self._offsets[shard] = sent_ms - shard_ms
-        else:
-            self._offsets[shard] = min(0, received_ms - shard_ms)
-
-    @property
-    def off_ms(self) -> int:
-        """By how much this node's clock is ahead (above 0) or behind (below 0), at the least."""
-        offsets = sorted(self._offsets.values())
-        if not offsets:
-            return 0
-        low, high = offsets[(len(offsets) - 1) // 2], offsets[len(offsets) // 2]
-        return low if low > 0 else min(high, 0)
+        offset = sent_ms - shard_ms if shard_ms < sent_ms else min(0, received_ms - shard_ms)
+        if self._offsets.get(shard) == offset:
+            return  # nearly always: nothing is proved, as before
+        with self._lock:
+            self._offsets[shard] = offset
+            offsets = sorted(self._offsets.values())
+            low, high = offsets[(len(offsets) - 1) // 2], offsets[len(offsets) // 2]
+            self.off_ms = low if low > 0 else min(high, 0)
 
     @property
     def is_off(self) -> bool:
-        """Whether that is too much to write."""
+        """Whether this node's clock is too far off to write."""
         return abs(self.off_ms) > self._limit_ms
