@@ -61,6 +61,7 @@ def measure(data: WordNet, rounds: int) -> Iterator[Row]:
         with VecraftClient(address="local", root=root, shards=SHARDS, timeout=60.0) as client:
             fill(client, data)
             tune_client(data, client)
+            _settle(client)
             name = str(client.cluster_info()["cluster"])
             remote_class = cast(Any, ray).remote
             actors = [remote_class(num_cpus=0, max_concurrency=16)(Empty).remote() for _ in range(SHARDS)]
@@ -79,7 +80,16 @@ def measure(data: WordNet, rounds: int) -> Iterator[Row]:
             yield searches
             yield _batches(client, data, rounds)
             yield _small_transactions(client, data, two_calls, rounds)
+            _settle(client)
             yield _mixed(name, data, rounds, reference)
+
+
+def _settle(client: VecraftClient, seconds: float = 60.0) -> None:
+    """Have done in the background what earlier writes left to do there: it takes as much time as many searches."""
+    client.checkpoint(compact=True, index=True, timeout=600)
+    end = time.monotonic() + seconds
+    while client.describe_collection("wordnet").measured_recall is None and time.monotonic() < end:
+        time.sleep(0.2)
 
 
 def _base() -> Path:

@@ -28,7 +28,7 @@ from typing import Any, Final
 
 from vecraft_cluster.codec import pack, unpack
 from vecraft_cluster.credentials import TOKEN_BYTES, Endpoint, Identity
-from vecraft_cluster.wire import Wire
+from vecraft_cluster.wire import Wire, set_up
 from vecraft_data_model.errors import ShardUnavailableError, VecraftError
 
 logger = logging.getLogger(__name__)
@@ -40,7 +40,6 @@ HELLO_MAGIC: Final = b"VDH1"
 ADMISSION_S: Final = 5.0
 STRANGERS_MAX: Final = 32
 CONNECTIONS_MAX: Final = 1024
-_KEEPALIVE_S: Final = 30
 
 
 class DataServer:
@@ -135,12 +134,7 @@ class DataServer:
         """
         deadline = time.monotonic() + ADMISSION_S
         connection.settimeout(ADMISSION_S)
-        connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        # A peer whose machine vanished is noticed after two minutes.
-        connection.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
-        connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, _KEEPALIVE_S)
-        connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPINTVL, _KEEPALIVE_S)
-        connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPCNT, 3)
+        set_up(connection)
         admitted = self._identity.context.wrap_socket(connection, server_side=True)
         try:
             token = b""

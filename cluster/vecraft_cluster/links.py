@@ -28,7 +28,7 @@ from typing import Any, Final
 from vecraft_cluster.codec import pack, unpack
 from vecraft_cluster.credentials import Endpoint, client_context
 from vecraft_cluster.data_server import HELLO, HELLO_MAGIC
-from vecraft_cluster.wire import Wire
+from vecraft_cluster.wire import Wire, set_up
 from vecraft_data_model.errors import ShardUnavailableError, TimeoutException, VecraftError
 
 logger = logging.getLogger(__name__)
@@ -242,8 +242,7 @@ def connect(endpoint: Endpoint, timeout: float = CONNECT_TIMEOUT_S) -> Wire:
     deadline = time.monotonic() + timeout
     connection = socket.create_connection((endpoint.host, endpoint.port), timeout)
     try:
-        connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        connection.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+        set_up(connection)
         secured = client_context(endpoint.certificate).wrap_socket(connection)
     except BaseException:
         connection.close()

@@ -30,6 +30,23 @@ _FRAME_BYTES_MAX: Final = 1 << 34
 _NOT_NOW: Final = (BlockingIOError, ssl.SSLWantReadError, ssl.SSLWantWriteError)
 
 
+_SILENCE_S: Final = 5
+"""A peer whose machine does not acknowledge what was sent, or does not answer probes, for so long has vanished."""
+
+
+def set_up(connection: socket.socket) -> None:
+    """Prepare a TCP connection: small frames leave at once, and a peer that vanished is noticed in seconds.
+
+    Not noticed is one whose process is stopped: its machine goes on acknowledging. That is what deadlines are for.
+    """
+    connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    connection.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+    connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, _SILENCE_S)
+    connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPINTVL, 1)
+    connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPCNT, 5)
+    connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, _SILENCE_S * 1000)
+
+
 class Frame(msgspec.Struct, frozen=True):
     """What one message travels as."""
 

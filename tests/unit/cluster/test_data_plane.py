@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import os
-import pickle
 import select
 import socket
 import ssl
@@ -18,13 +16,13 @@ import numpy as np
 import pytest
 
 from vecraft_cluster import data_server
-from vecraft_cluster.codec import INLINE_BYTES, encode, pack, unpack
+from vecraft_cluster.carriers import LATE, SocketCarrier, bring_all
+from vecraft_cluster.codec import INLINE_BYTES, pack
 from vecraft_cluster.credentials import TOKEN_BYTES, Endpoint, Identity, client_context
 from vecraft_cluster.data_server import DataServer
 from vecraft_cluster.links import Flight, Links, connect
 from vecraft_cluster.reactor import Reactor, land_all
 from vecraft_cluster.socket_ports import AsyncSocketPort
-from vecraft_cluster.wire import Frame, Wire
 from vecraft_data_model import CollectionSchema
 from vecraft_data_model.errors import RecordNotFoundError, ShardUnavailableError, TimeoutException
 from vecraft_data_model.filters import parse_where
@@ -132,80 +130,6 @@ def test_arrays_of_any_size_in_any_number(links: Links, size: int) -> None:
     came = answer_of(launched(links, [*arrays, *arrays]))
     assert all(np.array_equal(a, b) for a, b in zip(came, [*arrays, *arrays], strict=True))
     assert answer_of(launched(links, "after")) == "after"
-
-
-def test_large_arrays_are_not_copied_into_the_message() -> None:
-    array = np.zeros(INLINE_BYTES, dtype=np.uint8)
-    frame = pack(1, array)
-    assert len(frame.head) < 500
-    assert np.shares_memory(np.frombuffer(frame.buffers[0], np.uint8), array)
-    received = bytearray(frame.buffers[0])
-    assert np.shares_memory(unpack(Frame(1, frame.head, [received])), np.frombuffer(received, np.uint8))
-
-
-@pytest.mark.parametrize(
-    "array",
-    [
-        np.zeros((0, 4), np.float32),
-        np.arange(6, dtype=">i4").reshape(2, 3),
-        np.arange(12, dtype=np.float16).reshape(3, 4)[:, ::2],
-        np.asfortranarray(np.ones((200, 300))),
-        np.array(3.5),
-        np.array(["a", None], dtype=object),
-        np.zeros(3, dtype=[("x", "f4"), ("y", "i8")]),
-    ],
-    ids=["empty", "big-endian", "strided", "fortran", "scalar", "objects", "records"],
-)
-def test_any_array_arrives_writable_and_equal(array: Any) -> None:
-    for came in (unpack(pack(1, {"a": array}))["a"], pickle.loads(encode({"a": array}))["a"]):
-        assert came.dtype == array.dtype and came.shape == array.shape and np.array_equal(came, array)
-        assert came.flags.writeable
-
-
-@pytest.mark.parametrize("step", [1, 7, 64, 16384])
-def test_frames_arrive_in_pieces_of_any_size(step: int) -> None:
-    near, far = socket.socketpair()
-    far.setblocking(False)
-    wire = Wire(far)
-    messages = ["a", np.arange(40_000, dtype=np.int32), {"b": 2}]
-    sender = Wire(near)
-
-    def send_all() -> None:
-        for number, message in enumerate(messages):
-            sender.send(pack(number, message))
-
-    pipe_near, pipe_far = socket.socketpair()
-    sender = Wire(pipe_near)
-    thread = threading.Thread(target=send_all)
-    thread.start()
-    came: list[Any] = []
-    while len(came) < len(messages):
-        near.sendall(pipe_far.recv(step))
-        while (frame := wire.receive()) is not None:
-            assert frame.number == len(came)
-            came.append(unpack(frame))
-    thread.join()
-    assert came[0] == "a" and np.array_equal(came[1], messages[1]) and came[2] == {"b": 2}
-    for each in (near, far, pipe_near, pipe_far):
-        each.close()
-
-
-def test_a_message_cannot_name_what_no_message_is_made_of() -> None:
-    class Evil:
-        def __reduce__(self) -> Any:
-            return os.system, ("false",)
-
-    for evil in (Evil(), threading.Thread, RuntimeError("no error of ours"), os.path.join):
-        head = pickle.dumps(evil, protocol=5) if not isinstance(evil, Evil) else pickle.dumps(Evil.__reduce__(evil)[0])
-        with pytest.raises(ValueError, match="which no message is made of"):
-            unpack(Frame(1, head, []))
-    for name in ("sys.modules", "messages.np.ctypeslib", "Any", "CHOOSE_SNAPSHOT"):
-        head = b"\x80\x05\x8c\x1bvecraft_data_model.messages\x8c" + bytes([len(name)]) + name.encode() + b"\x93."
-        with pytest.raises(ValueError):
-            unpack(Frame(1, head, []))
-    for damaged in (b"", b"\x80\x05", pickle.dumps("text")[:-3], os.urandom(50)):
-        with pytest.raises(ValueError):
-            unpack(Frame(1, damaged, []))
 
 
 def test_what_is_no_frame_ends_the_connection(server: DataServer, shard: Shard) -> None:
@@ -400,6 +324,54 @@ def test_the_reactor_lands_what_nobody_waits_for(links: Links, shard: Shard) -> 
     reactor.close()
     assert isinstance(landed[2], TimeoutException), "closing gives up the rest"
     shard.may_answer.set()
+
+
+class OtherWay:
+    """Actor calls, as a carrier makes them."""
+
+    def __init__(self) -> None:
+        self.sent: list[Any] = []
+
+    def send(self, message: Any) -> Any:
+        self.sent.append(message)
+        return f"reference {len(self.sent)}"
+
+    def watch(self, flight: Any, until: float, landed: Callable[[Any], None]) -> None:
+        landed(f"answer to {flight}")
+
+
+def test_a_carrier_uses_a_connection_if_one_is_free_and_an_actor_call_otherwise(links: Links) -> None:
+    reactor = Reactor()
+    other = OtherWay()
+    carrier = SocketCarrier(links, reactor, other)  # type: ignore[arg-type]
+    landed: list[Any] = []
+    assert not carrier.is_instant()
+    carrier.watch(carrier.send("first"), time.monotonic() + 10, landed.append)
+    assert landed == ["answer to reference 1"] and other.sent == ["first"]
+
+    wait_for(carrier.is_instant)
+    carrier.watch(carrier.send("second"), time.monotonic() + 10, landed.append)
+    wait_for(lambda: len(landed) == 2)
+    assert landed[1] == "second" and other.sent == ["first"]
+    reactor.close()
+
+
+def test_a_caller_waits_for_calls_of_its_own_until_its_time_is_over(links: Links, shard: Shard) -> None:
+    reactor = Reactor()
+    carrier = SocketCarrier(links, reactor, OtherWay())  # type: ignore[arg-type]
+    for _ in range(2):
+        answer_of(launched(links, "make a connection"))
+    slow_ones = threading.Event()
+    shard.answer = lambda message: message if message == "quick" else slow_ones.wait(10) and message
+    first = launched(links, "slow")
+    second = launched(links, "quick")
+    answers = bring_all([(carrier, first), (carrier, second)], time.monotonic() + 0.2)
+    assert answers == [LATE, "quick"]
+    slow_ones.set()
+    landed: list[Any] = []
+    carrier.watch(first, time.monotonic() + 10, landed.append)
+    wait_for(lambda: landed == ["slow"])
+    reactor.close()
 
 
 # ------------------------------------------------------------------------------------------- on an event loop
