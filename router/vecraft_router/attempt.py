@@ -41,7 +41,6 @@ from vecraft_data_model.errors import (
     SnapshotTooOldError,
     StaleMapError,
     StorageFailureException,
-    StorageFullError,
     TimeoutException,
     VecraftError,
     WriteConflictException,
@@ -78,8 +77,11 @@ LOST = (ShardUnavailableError, TimeoutException)
 _NEVER_ACCEPTED = (InvalidDataException, SnapshotTooOldError)
 """No copy of the request can be accepted later: nothing has to be aborted before this is told."""
 
-_UNTOUCHED = (StaleMapError, OverloadedError, StorageFullError)
-"""The request was turned away, and nothing of it was written."""
+_UNTOUCHED = (StaleMapError, OverloadedError)
+"""The request was turned away, and no copy of it will be let in: it did not leave, or names a map that is outdated.
+
+A full disk is none of these: a copy that is still on its way may find room.
+"""
 
 _FINAL_FOR_ONE = (WriteConflictException, ReadWriteConflictException, PreconditionFailedError)
 """What a shard refuses a ``CommitOne`` with after having made an ABORT durable (unless a key was merely locked)."""

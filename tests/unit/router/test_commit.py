@@ -17,7 +17,6 @@ from vecraft_data_model.errors import (
     StorageFailureException,
     StorageFullError,
     TimeoutException,
-    VecraftError,
     WriteConflictException,
 )
 from vecraft_data_model.messages import (
@@ -125,13 +124,26 @@ def test_invalid_input_is_told_as_it_is(bench: Workbench) -> None:
     assert not bench.sent(AbortTransaction)
 
 
-@pytest.mark.parametrize("kind", [OverloadedError, StorageFullError])
-def test_what_was_not_done_for_lack_of_room_is_told_at_once(bench: Workbench, kind: type[VecraftError]) -> None:
-    bench.fault = lambda shard, request: kind("full")
+def test_what_was_not_done_for_lack_of_room_is_told_at_once(bench: Workbench) -> None:
+    bench.fault = lambda shard, request: OverloadedError("full")
     for ids in (["a"], bench.one_on_each()):
-        with pytest.raises(kind):
+        with pytest.raises(OverloadedError):
             bench.run(bench.router.commit([bench.put(*ids)]))
     assert bench.clock.now == 0.0 and not bench.sent(AbortTransaction)
+
+
+@pytest.mark.parametrize(("refused", "outcome"), [((CommitOne, Prepare), "aborted"), ((object,), "unknown")])
+def test_a_write_that_a_full_disk_refused_is_aborted_before_that_is_told(
+    bench: Workbench, refused: tuple[type, ...], outcome: str
+) -> None:
+    """A copy of the request may come late, and find room. If there is none for the abort either, nobody knows."""
+    bench.fault = lambda shard, request: StorageFullError("full") if isinstance(request, refused) else None
+    for ids in (["a"], bench.one_on_each()):
+        bench.asked.clear()
+        with pytest.raises(StorageFullError) as caught:
+            bench.run(bench.router.commit([bench.put(*ids)]))
+        assert caught.value.details["outcome"] == outcome
+        assert bench.sent(AbortTransaction)
 
 
 def test_a_failing_disk_leaves_the_outcome_unknown(bench: Workbench) -> None:
