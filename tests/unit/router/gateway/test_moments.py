@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import time
 from typing import Any
 
@@ -153,3 +154,37 @@ async def test_a_collection_of_another_shape_is_not_taken_for_the_one_wanted(unh
     for other in ({"dim": 5}, {"metric": "ip"}, {"vector_type": "float16"}):
         answer = await unharmed.post("/collections/c/create", json={**wanted, **other})
         assert code(answer) == (409, "collection_exists"), other
+
+
+async def test_58_snapshots_out_of_reach(unharmed: httpx.AsyncClient) -> None:
+    future = str(timestamp(2**46))
+    for path, body in (
+        ("get", {"ids": ["r01"]}),
+        ("count", {}),
+        ("scan", {}),
+        ("search", {"query": {"query_vector": [1, 2, 3, 4]}}),
+    ):
+        answer = await unharmed.post(f"/collections/c/{path}", json=body, headers={"X-Vecraft-Snapshot": future})
+        assert 400 <= answer.status_code < 500, answer.text
+        past = await unharmed.post(f"/collections/c/{path}", json=body, headers={"X-Vecraft-Snapshot": "1"})
+        assert past.status_code in (404, 410), past.text
+    write = {"operations": [{"op": "delete", "collection": "c", "ids": ["r01"]}], "snapshot": int(future)}
+    answer = await unharmed.post("/transactions", json=write)
+    assert 400 <= answer.status_code < 500, answer.text
+    answer = await unharmed.post("/transactions", json={**write, "snapshot": 1})
+    assert answer.status_code in (404, 409, 410), answer.text
+
+
+async def test_59_session_tokens(unharmed: httpx.AsyncClient) -> None:
+    token = (await unharmed.get("/collections")).headers["x-session-token"]
+    assert (await unharmed.get("/collections", headers={"X-Session-Token": token})).status_code == 200
+    data = bytearray(base64.urlsafe_b64decode(token + "=" * (-len(token) % 4)))
+    for position in range(len(data) * 8):
+        data[position // 8] ^= 1 << position % 8
+        forged = base64.urlsafe_b64encode(data).decode().rstrip("=")
+        data[position // 8] ^= 1 << position % 8
+        answer = await unharmed.get("/collections", headers={"X-Session-Token": forged})
+        assert code(answer) == (401, "unauthenticated")
+    for bad in ("", "x", token[:-1], token + "A", "e" * 10_000):
+        answer = await unharmed.get("/collections", headers={"X-Session-Token": bad})
+        assert code(answer) == (401, "unauthenticated")
