@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import hashlib
+import logging
 import shutil
 import tempfile
 from collections.abc import Callable, Mapping
@@ -23,6 +24,7 @@ from vecraft_data_model.messages import RowsReply
 from vecraft_router import Flow, ReadOptions, Router
 from vecraft_router.results import Found
 
+logging.getLogger("vecraft_shard").setLevel(logging.CRITICAL)  # here a full disk is nothing to report
 HASH_SEED = "0"
 """Of the processes that simulate: sets of strings are walked in an order that depends on it."""
 COLLECT_EVERY = 20
@@ -164,6 +166,7 @@ class Simulation:
         for mean, what in (
             (swarm.crashes, self._crash),
             (swarm.router_crashes, lambda: self.world.rng.choice(self.routers).crash()),
+            (swarm.blackouts, self._black_out),
             (swarm.partitions, self._partition),
             (swarm.clock_jumps, self._jump),
             (swarm.disk_errors, self._fail_disk),
@@ -190,6 +193,14 @@ class Simulation:
             shard.crash(power=power)
         else:
             shard.loses_power, shard.crash_in = power, rng.choice((0, 1, 2, 3, 5, 8, 13, 30))
+
+    def _black_out(self) -> None:
+        power = self.world.rng.random() < self.world.swarm.power
+        for shard in self.shards:
+            if shard.shard is not None:
+                shard.crash(power=power)
+        for router in self.routers:
+            router.crash()
 
     def _partition(self) -> None:
         world = self.world

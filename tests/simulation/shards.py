@@ -16,6 +16,7 @@ import vecraft_shard.store
 import vecraft_shard.wal
 from tests.simulation.disk import Crash, SimulatedDisk
 from tests.simulation.history import Ledger
+from tests.simulation.promises import Promises
 from tests.simulation.world import SimulatedClock, World
 from vecraft_data_model.errors import (
     ChecksumValidationFailureError,
@@ -122,6 +123,7 @@ class SimulatedShard:
         self._busy = False
         self._writes: list[tuple[Batch, Answer]] = []
         self._parked: dict[int, tuple[Batch, Answer]] = {}
+        self._promises = Promises(world.history, number)
         self._arrivals = 0
         self._inside = False
         self._latch = SimulatedLatch()
@@ -190,7 +192,7 @@ class SimulatedShard:
             # What a power failure leaves of the last frames of the log may look like damage: this is not about that.
             world.damaged.add(self.number)
             world.note(f"{self.name} is damaged: {self.disk.flip()}")
-        world.after(world.rng.choice((0.003, 0.01, 0.1, 0.6)) * (0.5 + world.rng.random()), self.start)
+        world.after(world.rng.choice((0.001, 0.003, 0.01, 0.1, 0.6)) * (0.5 + world.rng.random()), self.start)
 
     def _close(self) -> None:
         shard, self.shard = self.shard, None
@@ -350,7 +352,9 @@ class SimulatedShard:
         if self._note_handed(shard, requests) and len(batches) > 1:
             return [reply for batch in batches for reply in self._execute(shard, [batch])]
         clock = max(batch.clock for batch in batches)
+        served, undecided = self._promises.served, self._promises.undecided(shard, requests)
         responses = shard.execute(requests, self.clock.now_ms(), clock)
+        self._promises.check(served, undecided, requests, responses)
         if self.world.trace is not None:
             for request, response in zip(requests, responses, strict=True):
                 self.world.note(f"{self.name}: {shown(request)} -> {shown(response)}")

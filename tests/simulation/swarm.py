@@ -48,9 +48,11 @@ class Swarm:
     silent: bool
     """Whether nobody says that a stopped shard is stopped."""
     partitions: float
-    """Mean time between faults of this kind; 0: never. The same for the next five."""
+    """Mean time between faults of this kind; 0: never. The same for the next six."""
     crashes: float
     router_crashes: float
+    blackouts: float
+    """Of everything at once: nobody is left who knows how late it was."""
     clock_jumps: float
     disk_errors: float
     full_disks: float
@@ -108,6 +110,7 @@ class Swarm:
             partitions=0.0 if calm else pick((0.0, 0.0, 0.5, 1.0)),
             crashes=0.0 if calm else pick((0.0, 0.15, 0.4, 0.8)),
             router_crashes=0.0 if calm else pick((0.0, 0.3, 0.8)),
+            blackouts=0.0 if calm else pick((0.0, 0.0, 0.15, 0.4)),
             clock_jumps=0.0 if calm else pick((0.0, 0.0, 0.3)),
             disk_errors=0.0 if calm else pick((0.0, 0.0, 0.0, 0.3, 1.0)),
             full_disks=0.0 if calm else pick((0.0, 0.0, 0.0, 0.0, 0.0, 0.5)),

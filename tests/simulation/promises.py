@@ -1,0 +1,65 @@
+"""What a shard promises by serving a read at ``S``: never to commit at or below ``S`` later, whatever happens to it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from tests.simulation.history import History
+from vecraft_data_model.messages import (
+    CatalogReply,
+    CommitOne,
+    Committed,
+    CountReply,
+    Prepare,
+    Prepared,
+    Request,
+    Response,
+    RowsReply,
+    SearchReply,
+)
+from vecraft_shard.engine import Shard
+
+ReadReply = RowsReply | SearchReply | CountReply | CatalogReply
+
+
+class Promises:
+    """The reads of one shard, over all its lives, and the timestamps that it issued since.
+
+    Decisions of several shards are not looked at: a read waits for those that concern it, and others pass it by. But
+    their timestamps begin with one that each shard issues.
+    """
+
+    def __init__(self, history: History, shard: int) -> None:
+        self._history = history
+        self._shard = shard
+        self.served = 0
+
+    def undecided(self, shard: Shard, requests: Sequence[Request]) -> set[str]:
+        """Those of the transactions in a batch for which the shard has not issued a timestamp before."""
+        held, decided, own = shard._state.prepared, self._history.decided, self._shard
+        return {
+            request.txn.txn_id
+            for request in requests
+            if isinstance(request, CommitOne | Prepare)
+            and request.txn.txn_id not in held
+            and own not in decided.get((request.txn.txn_id, request.txn.content_hash), ())
+        }
+
+    def check(
+        self, served: int, undecided: set[str], requests: Sequence[Request], responses: Sequence[Response]
+    ) -> None:
+        """Compare what the shard issued for ``undecided`` with what it had ``served`` before; note what it serves."""
+        for request, response in zip(requests, responses, strict=True):
+            if isinstance(response, ReadReply):
+                self.served = max(self.served, response.snapshot)
+            elif isinstance(request, CommitOne | Prepare) and request.txn.txn_id in undecided:
+                issued = None
+                if isinstance(request, CommitOne) and isinstance(response, Committed):
+                    issued = response.commit_ts
+                elif isinstance(response, Prepared):
+                    issued = response.prepare_ts
+                if issued is not None and issued <= served:
+                    self._history.problem(
+                        f"shard {self._shard} served a read at {served}, and then issued {issued} for "
+                        f"{request.txn.txn_id}"
+                    )
