@@ -13,6 +13,8 @@ from typing import Any
 import httpx
 import pytest
 
+from vecraft_data_model.search_options import QUERIES_MAX
+
 pytestmark = pytest.mark.filterwarnings("error")
 
 WRITES = {
@@ -229,8 +231,9 @@ async def test_28_ten_thousand_queries(unharmed: httpx.AsyncClient) -> None:
     body = {"queries": {"b64": zeros, "shape": [10_000, 4]}, "k": 1, "include": []}
     answer = await unharmed.post("/collections/c/search_many", json=body)
     assert answer.status_code == 200 and len(answer.json()) == 10_000
-    body["queries"] = {"b64": base64.b64encode(bytes(16 * 10_001)).decode(), "shape": [10_001, 4]}
-    refused(await unharmed.post("/collections/c/search_many", json=body), 400, "invalid_argument", "10000")
+    more = QUERIES_MAX + 1
+    body["queries"] = {"b64": base64.b64encode(bytes(16 * more)).decode(), "shape": [more, 4]}
+    refused(await unharmed.post("/collections/c/search_many", json=body), 400, "invalid_argument", str(QUERIES_MAX))
 
 
 IDS = [
