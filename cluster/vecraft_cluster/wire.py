@@ -150,6 +150,8 @@ class Wire:
         """Move what is staged to where it belongs; return the frame once it is complete."""
         parts = self._parts
         if parts is None:
+            if (frame := self._whole()) is not None:
+                return frame
             parts = self._parts = self._announced()
             if parts is None:
                 return None
@@ -170,6 +172,19 @@ class Wire:
                 self._parts = None
                 self._part = 0
                 return Frame(self._number, parts[0], list(parts[1:]))
+
+    def _whole(self) -> Frame | None:
+        """Return a frame that came in one piece and has no buffers, as most do: the rest would be detours for it."""
+        first = self._begin + _FIXED.size
+        if first > self._end:
+            return None
+        magic, buffers, number, head = _FIXED.unpack_from(self._stage, self._begin)
+        last = first + head
+        if buffers or magic != _MAGIC or last > self._end:
+            return None
+        body = bytes(self._stage[first:last])
+        self._begin, self._end = (0, 0) if last == self._end else (last, self._end)
+        return Frame(number, body, [])
 
     def _announced(self) -> list[bytearray] | None:
         """Read the lengths at the head of a frame, if they are there, and make room for what they announce."""
@@ -192,6 +207,8 @@ class Wire:
 
     def _make_room(self) -> None:
         """Let the beginning of a header stand at the beginning of the stage."""
+        if not self._begin:
+            return
         staged = bytes(self._stage[self._begin : self._end])
         self._stage[: len(staged)] = staged
         self._begin, self._end = 0, len(staged)

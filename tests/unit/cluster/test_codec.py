@@ -48,7 +48,7 @@ def test_frames_arrive_in_pieces_of_any_size(step: int) -> None:
     near, far = socket.socketpair()
     far.setblocking(False)
     wire = Wire(far)
-    messages = ["a", np.arange(40_000, dtype=np.int32), {"b": 2}]
+    messages: list[Any] = ["a", np.arange(40_000, dtype=np.int32), {"b": 2}]
     sender = Wire(near)
 
     def send_all() -> None:
