@@ -25,6 +25,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from track_record import record
 
 SUPPORT = Path(__file__).parents[1] / "support"
 DAMAGES = int(os.environ.get("VECRAFT_DAMAGES", "200"))
@@ -99,6 +100,7 @@ def test_any_file_damaged_in_any_way(roots: list[Path], scratch: Path) -> None:
     if DAMAGES >= 100:
         # Every kind of outcome occurs; otherwise the damage misses what it is aimed at.
         assert min(outcomes[kind] for kind in ("right", "partial", "refused")) > 0, outcomes
+    record("damage", how="then read and rewritten", outcomes=outcomes)
 
 
 @pytest.mark.slow
@@ -109,6 +111,7 @@ def test_verify_finds_any_damage(roots: list[Path], scratch: Path) -> None:
     share = max(DAMAGES // 8, 1)
     outcomes = judge(run([(root, 0, share + 1) for root in clean], scratch, "verify"))
     assert outcomes["right"] == len(clean)  # the undamaged ones
+    record("damage", how="then verified", outcomes=outcomes)
 
 
 @pytest.mark.timeout(600)

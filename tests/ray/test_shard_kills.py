@@ -24,6 +24,7 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 from ray_workbench import flights_of, insist, kill_shard, vector_of, version_of
+from track_record import record
 
 from vecraft_cluster.launch import Cluster
 from vecraft_data_model import CollectionSchema, QueryPacket
@@ -187,5 +188,11 @@ def kill_and_compare(cluster: Cluster, client: VecraftClient) -> None:
         compare(client, {key: value for model in models for key, value in model.items()})
     restarts = sum(shard["restarts"] for shard in cluster.status()["shards"])
     print(f"\n{KILLS} kills, {restarts} restarts seen, {commits} commits, {aborts} aborts, {reads} reads, all compared")
+    record(
+        "processes",
+        method="`kill -9` of shard actors on Ray",
+        cases=KILLS,
+        outcome=f"{commits} commits and {reads} reads, all as in the model",
+    )
     assert commits >= KILLS * WRITERS
     assert reads >= KILLS
