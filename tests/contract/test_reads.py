@@ -92,6 +92,21 @@ def test_a_cursor_in_the_middle_of_a_page(client: VecraftClient, collection: str
     assert list(scan) == []
 
 
+@pytest.mark.parametrize("taken", [1, 7, 1200])
+def test_a_scan_that_was_closed_still_knows_where_to_go_on(
+    client: VecraftClient, collection: str, taken: int
+) -> None:
+    ids = fill(client, collection, 1500)
+    scan = client.scan(collection)
+    seen = [next(scan).record_id for _ in range(taken)]
+    before = scan.cursor
+    scan.close()
+    assert list(scan) == []
+    assert scan.cursor == before and before is not None
+    seen += [packet.record_id for packet in client.scan(collection, cursor=scan.cursor)]
+    assert seen == ids
+
+
 def test_a_scan_takes_filters_and_keeps_them(client: VecraftClient, collection: str) -> None:
     ids = fill(client, collection, 50)
     scan = client.scan(collection, where={"i": {"$gte": 40}}, limit=4)

@@ -137,6 +137,7 @@ class _Position:
         self._pager = pager
         self._page: deque[DataPacket] = deque()
         self._last: str | None = None
+        self._closed = False
 
     @property
     def snapshot(self) -> int | None:
@@ -145,7 +146,10 @@ class _Position:
 
     @property
     def cursor(self) -> str | None:
-        """Where to go on behind the last record that was handed out; None when there is nothing behind it."""
+        """Where to go on behind the last record that was handed out; None when there is nothing behind it.
+
+        A scan that was closed early still knows.
+        """
         if self._last is None or not (self._page or self._pager.more):
             return None
         return self._pager.cursor_after(self._last)
@@ -164,6 +168,8 @@ class Scan(_Position, Iterator[DataPacket]):
         self._engine = engine
 
     def __next__(self) -> DataPacket:
+        if self._closed:
+            raise StopIteration
         if not self._page:
             self._page.extend(self._engine.run(self._pager.next_page()))
             if not self._page:
@@ -172,8 +178,7 @@ class Scan(_Position, Iterator[DataPacket]):
 
     def close(self) -> None:
         """Let go of the snapshot. There are no further records."""
-        self._pager.more = False
-        self._page.clear()
+        self._closed = True
         self._engine.run(self._pager.finish())
 
 
@@ -185,6 +190,8 @@ class AsyncScan(_Position, AsyncIterator[DataPacket]):
         self._engine = engine
 
     async def __anext__(self) -> DataPacket:
+        if self._closed:
+            raise StopAsyncIteration
         if not self._page:
             self._page.extend(await self._engine.run_async(self._pager.next_page()))
             if not self._page:
@@ -193,8 +200,7 @@ class AsyncScan(_Position, AsyncIterator[DataPacket]):
 
     async def close(self) -> None:
         """As :meth:`Scan.close`."""
-        self._pager.more = False
-        self._page.clear()
+        self._closed = True
         await self._engine.run_async(self._pager.finish())
 
 

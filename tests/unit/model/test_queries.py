@@ -95,6 +95,25 @@ def test_every_form_comes_back_the_same() -> None:
     assert query != QueryPacket(VALUES, k=3)
 
 
+@pytest.mark.parametrize(
+    "query",
+    [
+        QueryPacket(None, query_text="red oak"),
+        QueryPacket(VALUES, query_text="red oak", fusion={"vector": 1, "text": 2}),
+        QueryPacket(VALUES, query_text="red oak", fusion=(0.25, 0.5)),
+        QueryPacket(VALUES, group_by="a.b"),
+    ],
+)
+def test_searches_by_text_and_by_group_come_back_the_same(query: QueryPacket) -> None:
+    forms = [pickle.loads(pickle.dumps(query)), QueryPacket.from_dict(json.loads(json.dumps(query.to_dict())))]
+    for form in forms:
+        assert form == query and hash(form) == hash(query)
+        assert form.options() == query.options()
+        assert form.queries().shape == query.queries().shape == ((1, 0) if query.query_vector is None else (1, 2))
+    assert query != QueryPacket(VALUES)
+    assert query.options().text is None or query.options().text.words == ("oak", "red")  # type: ignore[union-attr]
+
+
 def test_equality_with_a_datetime_has_no_json_form() -> None:
     moment = datetime(2020, 1, 1, tzinfo=UTC)
     for where in ({"at": moment}, {"at": {"$ne": moment}}):
