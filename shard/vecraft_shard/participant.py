@@ -229,8 +229,10 @@ class Participant:
         if other and not request.commit_ts:
             answer(done)  # the id was used for two contents, and it is the other one that came to nothing
             return
-        # If the primary committed another content under this id, it will never commit this one.
-        if request.commit_ts and not other:
+        # If the primary committed another content under this id, it will never commit this one. Nor will it if its
+        # decision is older than this vote: the transaction was carried out here before, and its outcome is forgotten
+        # here sooner than there.
+        if request.commit_ts >= prepared.record.ts and not other:
             self._log_commit(prepared, request.commit_ts, [], group, answer, done, now_ms)
         else:
             content_hash = prepared.record.content_hash

@@ -176,3 +176,20 @@ def test_a_router_that_comes_back_keeps_a_prepared_transaction_open_for_a_while(
     prepare(bench, txn_id, ONE, primary=0)
     bench.pass_time(500)
     assert bench.ask(Resolve(txn_id)) == Aborted(txn_id)  # not for ever: readers wait for it
+
+
+def test_a_repetition_of_what_is_forgotten_here_and_not_at_the_primary_holds_no_lock(bench: Bench) -> None:
+    """An id that does not say when it was made: the participant votes once more, the primary answers from its log."""
+    ts = prepare(bench, "chosen freely", ONE, primary=1)
+    assert bench.ask(Finish("chosen freely", ts, ONE)) == Finished("chosen freely")
+    assert isinstance(bench.commit(put("a", value=3)), Committed)
+    bench.shard.checkpoint(bench.now_ms)
+    bench.pass_time(12_000)
+    bench.commit(put("b"))
+    bench.shard.checkpoint(bench.now_ms)
+    assert prepare(bench, "chosen freely", ONE, primary=1) > ts
+    assert bench.ask(Finish("chosen freely", ts, ONE)) == Finished("chosen freely")
+    assert bench.get("a") == {"a": {"v": 3}}  # not carried out again
+    assert isinstance(bench.commit(put("a", value=4)), Committed)
+    bench.crash()
+    assert bench.get("a") == {"a": {"v": 4}}
