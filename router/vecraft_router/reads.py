@@ -113,9 +113,10 @@ class Reader:
                 return Found(reply.snapshot, reply.hits, (), explain, reply.statistics)
         missing: set[int] | None = set() if options.partial else None
         if text is not None and text.statistics is None and len(shards) > 1:
+            options = _until(options, self._deadline(options))
             snapshot, statistics = yield from self._count_words(collection, text.words, options, missing)
             wanted = msgspec.structs.replace(wanted, text=msgspec.structs.replace(text, statistics=statistics))
-            options = ReadOptions(as_of=snapshot, deadline=self._deadline(options), partial=options.partial)
+            options = ReadOptions(as_of=snapshot, deadline=options.deadline, partial=options.partial)
         snapshot, answers = yield from self._read(options, _every_owner, request, missing)
         parts = [answer for answer in answers.values() if isinstance(answer, SearchReply)]
         hits = parts[0].hits

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import msgspec
 import numpy as np
 
 from vecraft_data_model.distances import exact_distances
@@ -38,6 +39,7 @@ from vecraft_data_model.messages import (
     Committed,
     Count,
     CountReply,
+    CountWords,
     CreateCollection,
     Decide,
     Delete,
@@ -72,10 +74,13 @@ from vecraft_data_model.messages import (
     StatusReply,
     Transaction,
     Undecided,
+    WordsReply,
 )  # fmt: skip
 from vecraft_data_model.payload import decode_payload
 from vecraft_data_model.schema import CollectionSchema
 from vecraft_data_model.search_options import SearchOptions
+from vecraft_data_model.text_ranking import Bm25, TextStatistics
+from vecraft_router.merging import take_hits
 
 RESOLVE_AFTER_MS = 1000
 
@@ -362,6 +367,11 @@ class FakeShard:
             case Search():
                 options = request.options
                 alive = self._matching(name, snapshot, options.where, options.where_document)
+                if options.text is not None:
+                    every = self._matching(name, snapshot, None, None)
+                    statistics = options.text.statistics or _count_words(every, options.text.words)
+                    hits = _rank(schema.metric, alive, request, options.text.words, statistics)
+                    return SearchReply(snapshot, hits, None, statistics)
                 return SearchReply(
                     snapshot,
                     [_nearest(schema.metric, alive, query, options) for query in request.queries],
@@ -374,6 +384,8 @@ class FakeShard:
                 return RowsReply(snapshot, rows, len(alive) > request.limit)
             case Count():
                 return CountReply(snapshot, len(self._matching(name, snapshot, request.where, request.where_document)))
+            case CountWords():
+                return WordsReply(snapshot, _count_words(self._matching(name, snapshot, None, None), request.words))
             case Describe():
                 count = len(self._matching(name, snapshot, None, None))
                 return DescribeReply(snapshot, schema, collection_id, count, count, 0, 0, 50, None, 0)
@@ -420,3 +432,27 @@ def _nearest(metric: str, alive: list[tuple[str, Version]], query: Any, options:
         [alive[row][1].payload for row in order] if options.with_payloads else None,
         np.array([alive[row][1].vector for row in order], dtype=np.float32) if options.with_vectors else None,
     )
+
+
+def _count_words(found: list[tuple[str, Version]], words: tuple[str, ...]) -> TextStatistics:
+    return TextStatistics.of_texts(words, [decode_payload(version.payload).document for _, version in found])
+
+
+def _rank(
+    metric: str, alive: list[tuple[str, Version]], request: Search, words: tuple[str, ...], statistics: TextStatistics
+) -> list[Hits]:
+    """The nearest, if there is a vector, then those whose texts score best."""
+    by_vector = request.queries.shape[1] > 0
+    query = request.queries[0] if by_vector else np.zeros(len(alive[0][1].vector) if alive else 0, np.float32)
+    documents = [decode_payload(version.payload).document for _, version in alive]
+    scores = dict(zip((i for i, _ in alive), Bm25(statistics).scores_of_texts(words, documents), strict=True))
+    every = msgspec.structs.replace(request.options, k=max(len(alive), 1))
+    near = _nearest(metric, alive, query, every)
+    near = msgspec.structs.replace(near, scores=[scores[i] for i in near.ids])
+    if not by_vector:
+        near = msgspec.structs.replace(near, distances=[float("nan")] * len(near.ids))
+    texts = sorted((-score, i) for i, score in scores.items() if score)
+    places = [near.ids.index(i) for _, i in texts]
+    k = request.options.k
+    best = [take_hits(near, places[:k])]
+    return [take_hits(near, range(min(k, len(near.ids)))), *best] if by_vector else best
