@@ -8,7 +8,7 @@ A checkpoint *is* the commit of one SQLite transaction. After it, the file holds
     rows_<ordinal>    row → record id, begin, end, payload offset and size, norm
     spans_<ordinal>     first row → last row and checksums of what the store files hold of them
     postings_<ordinal>  first row → the metadata postings of the rows from there to the next segment
-    terms_…, lengths_…, trigrams_…, json_documents_…  documents, made by the document index
+    terms_…, text_lengths_…, trigrams_…, json_documents_…  documents, made by their index
     transactions      undecided PREPAREs, whole
     outcomes          txn id → commit timestamp (0: aborted), content hash, who has not acknowledged
 

@@ -2,12 +2,12 @@
 
 Words of *settled* rows (those in the last checkpoint) are in two tables, one segment per checkpoint::
 
-    terms_<n>    word, first row of the segment → the rows that have it, and how often each has it
-    lengths_<n>  first row of the segment → words of each of its rows (u32 each; 0: no text, or one without words)
+    terms_<n>         word, first row of the segment → the rows that have it, and how often each has it
+    text_lengths_<n>  first row of the segment → words of each of its rows (0: no text, or one without words)
 
-Both columns of ``terms`` begin with a byte that says how many bytes each number has: 1, 2 or 4. Rows are the distances
-from one to the next, the first from the segment's first row; how often is empty where it is once in each. Numbers are
-little-endian.
+Numbers are little-endian, after a byte that says how many bytes each of them has: 1, 2 or 4. Rows are the distances
+from one to the next, the first from the segment's first row. How often is empty where it is once in each; a segment
+without words has no lengths.
 
 Rows after those are read and counted in memory when they are first asked about, each once.
 
@@ -58,7 +58,7 @@ class WordIndex:
         self._connection = connection
         self._texts = texts
         self._terms = f"terms_{int(ordinal)}"
-        self._lengths = f"lengths_{int(ordinal)}"
+        self._lengths = f"text_lengths_{int(ordinal)}"
         self._before = f"words_{int(ordinal)}"  # what files of an earlier state of this format have instead
         self._known_lengths = GrowingArray(np.uint32)
         self._fresh = _Fresh(0)
@@ -102,9 +102,9 @@ class WordIndex:
             f"INSERT INTO {self._terms} VALUES (?, ?, ?, ?)",
             zip(vocabulary, repeat(first_row), _packed_rows(rows, bounds), _packed_counts(counts, bounds)),
         )
-        self._connection.execute(
-            f"INSERT INTO {self._lengths} VALUES (?, ?)", (first_row, lengths.astype("<u4").tobytes())
-        )
+        if flat:
+            (packed,) = _packed(lengths, np.array([0, len(lengths)]))
+            self._connection.execute(f"INSERT INTO {self._lengths} VALUES (?, ?)", (first_row, packed))
 
     def settle(self, rows: int) -> None:
         """Words of the rows below ``rows`` are in the tables from now on, committed."""
@@ -164,13 +164,17 @@ class WordIndex:
             return np.concatenate((known, np.array(fresh.lengths, np.uint32)))[:n_rows]
 
     def _load_lengths(self) -> None:
+        known = self._known_lengths
         with as_our_own(DATABASE):
             segments = self._connection.execute(
-                f"SELECT lengths FROM {self._lengths} WHERE first_row >= ? AND first_row < ? ORDER BY first_row",
-                (self._known_lengths.size, self.settled),
+                f"SELECT first_row, lengths FROM {self._lengths} WHERE first_row >= ? AND first_row < ?"
+                " ORDER BY first_row",
+                (known.size, self.settled),
             ).fetchall()
-        for (packed,) in segments:
-            self._known_lengths.extend(np.frombuffer(packed, "<u4"))
+        for first_row, packed in segments:
+            known.extend(np.zeros(first_row - known.size, np.uint32))
+            known.extend(_unpacked(packed))
+        known.extend(np.zeros(self.settled - known.size, np.uint32))
 
     def _up_to(self, n_rows: int) -> _Fresh:
         """Count the rows that are neither in the tables nor counted yet. The lock is held."""

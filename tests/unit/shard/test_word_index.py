@@ -100,6 +100,19 @@ def test_a_file_without_these_tables_gets_them_with_the_next_checkpoint() -> Non
     assert fixture.connection.execute("SELECT 1 FROM sqlite_master WHERE name = 'words_3'").fetchone() is None
 
 
+def test_rows_without_texts_take_no_room() -> None:
+    fixture = Fixture()
+    for texts in ([None] * 100, ["oak " * 300, None], [None, ""], ["elm"]):
+        fixture.texts += texts
+        fixture.settle()
+        fixture.check(len(fixture.texts))
+    lengths = fixture.connection.execute("SELECT first_row, length(lengths) FROM text_lengths_3 ORDER BY 1").fetchall()
+    assert lengths == [(100, 5), (104, 2)]
+    fixture.index = fixture.opened()
+    fixture.index.restore(105)
+    fixture.check(105)
+
+
 @pytest.mark.parametrize("word", ["'; DROP TABLE terms_3; --", '"', "*"])
 def test_what_is_no_word_is_found_nowhere(word: str) -> None:
     fixture = Fixture()
