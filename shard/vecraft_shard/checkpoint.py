@@ -123,7 +123,7 @@ class Checkpointer:
                 if state.outcomes.get(txn_id) is outcome:
                     del state.outcomes[txn_id]
             state.retired = [collection for collection in state.retired if collection not in cut.retired]
-            state.checkpoint_ms = now_ms
+            state.checkpoint_ms, state.checkpoint_ceiling = now_ms, cut.ceiling
             self.last_lsn = cut.lsn
             self.count += 1
             state.wal.trim(cut.lsn)

@@ -135,6 +135,7 @@ def _recover(
         )
         state.next_ordinal = locations.meta("next_ordinal", 1)
         state.checkpoint_ms = locations.meta("checkpoint_ms", 0)
+        state.checkpoint_ceiling = locations.meta("ceiling", 0)
         state.recoveries = epoch - 1
         state.recovered_ms = now_ms if state.recoveries else 0
         state.unacknowledged.update(locations.unacknowledged())

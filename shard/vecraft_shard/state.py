@@ -10,6 +10,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 
 from vecraft_data_model.errors import StorageFullError
+from vecraft_data_model.hlc import physical_ms
 from vecraft_data_model.messages import Rows
 from vecraft_data_model.ports import Disk, Latch
 from vecraft_data_model.validation import txn_created_ms
@@ -63,7 +64,8 @@ class ShardState:
     Attributes:
         stopwatch: Seconds, for figures and for sizing slices; nothing is decided by it.
         outcomes: Decided since the last checkpoint; older ones are in ``locations``.
-        checkpoint_ms: When that checkpoint was, for telling which ids it can know.
+        checkpoint_ms: When that checkpoint was, by the wall clock.
+        checkpoint_ceiling: The ceiling that it holds: it knows no id that was made later.
         recovered_ms: When this incarnation took over from the one before it; 0 for the first.
         retired: Collections, or generations of them, that the next checkpoint removes.
         shadows: Next generations being filled by a compaction.
@@ -89,6 +91,7 @@ class ShardState:
     retired: list[Collection] = field(default_factory=list)
     shadows: list[Collection] = field(default_factory=list)
     checkpoint_ms: int = 0
+    checkpoint_ceiling: int = 0
     recovered_ms: int = 0
     wrote_at_ms: int = 0
     next_ordinal: int = 1
@@ -232,8 +235,10 @@ class ShardState:
         if outcome is not None:
             return outcome
         created = txn_created_ms(txn_id)
-        # An id made after the checkpoint cannot be in it; clocks may differ by the accepted skew.
-        if created is not None and created > self.checkpoint_ms + 2 * self.config.max_clock_skew_ms:
+        # An id made after the checkpoint cannot be in it; clocks may differ by the accepted skew. The wall clock does
+        # not tell when that was: it may have been set back.
+        latest_ms = physical_ms(self.checkpoint_ceiling) + 2 * self.config.max_clock_skew_ms
+        if created is not None and created > latest_ms:
             return None
         return self.locations.outcome(txn_id)
 

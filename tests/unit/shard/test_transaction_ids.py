@@ -193,3 +193,14 @@ def test_a_repetition_of_what_is_forgotten_here_and_not_at_the_primary_holds_no_
     assert isinstance(bench.commit(put("a", value=4)), Committed)
     bench.crash()
     assert bench.get("a") == {"a": {"v": 4}}
+
+
+@pytest.mark.parametrize("how", ["as it is", "crash", "reopen"])
+def test_an_outcome_is_found_after_a_checkpoint_by_a_clock_that_was_set_back(bench: Bench, how: str) -> None:
+    txn = Transaction(id_made(bench, 0), ONE, [put("a")])
+    first = bench.ask(CommitOne(txn))
+    assert isinstance(first, Committed)
+    bench.pass_time(-5_000)
+    bench.shard.checkpoint(bench.now_ms)
+    {"as it is": lambda: None, "crash": bench.crash, "reopen": bench.reopen}[how]()
+    assert bench.ask(CommitOne(txn)) == first
