@@ -82,6 +82,7 @@ def runs(processes: list[dict[str, Any]], damage: list[dict[str, Any]], blackbox
     rows = [[run["date"], run["method"], number(run["cases"]), run["outcome"]] for run in processes]
     for run in blackbox:
         faults = ", ".join(f"{number(count)} {kind}" for kind, count in sorted(run["faults"].items()))
+        faults = faults or f"dropped: {run['dropped']}"
         outcome = f"{run['violations']} violations, write skew seen: {run['write skew seen']}; {faults}"
         rows.append([run["date"], "black box on Ray, transactions", number(run["transactions"]), outcome])
     for run in damage:

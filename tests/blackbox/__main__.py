@@ -48,7 +48,8 @@ def main() -> int:
             cluster, options.transactions, options.seed, kills=not options.no_kills, limit_s=options.limit
         )
     if options.rpc_failures:
-        record["faults"]["percent of Ray's requests and of its replies dropped"] = options.rpc_failures
+        percent = f"{options.rpc_failures}%"
+        record["dropped"] = f"{percent} of all requests and {percent} of all replies of actor calls"
     print(json.dumps(record))
     for problem in verdict.problems:
         print(problem, file=sys.stderr)
