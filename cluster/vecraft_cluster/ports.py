@@ -181,10 +181,12 @@ def endpoint_of(directory: Directory, name: str) -> Callable[[Callable[[], bool]
     def ask(given_up: Callable[[], bool]) -> Endpoint:
         deadline = time.monotonic() + ENDPOINT_TIMEOUT_S
         try:
+            if not ray.is_initialized():  # asking would start a Ray of its own
+                raise TimeoutError("this process is not connected to Ray any more")
             reference = directory.find(name).endpoint.remote()
             # In short steps: a router that is closed must not leave a thread behind that calls a Ray that is gone.
             while not ray.wait([reference], timeout=0.1)[0]:
-                if given_up() or time.monotonic() > deadline:
+                if given_up() or time.monotonic() > deadline or not ray.is_initialized():
                     raise TimeoutError(f"{name} did not say where its socket is")
             endpoint: Endpoint = unwrap(ray.get(reference, timeout=ENDPOINT_TIMEOUT_S))
         except ray_errors.RayError as error:

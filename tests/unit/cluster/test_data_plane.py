@@ -21,6 +21,7 @@ from vecraft_cluster.codec import INLINE_BYTES, pack
 from vecraft_cluster.credentials import TOKEN_BYTES, Endpoint, Identity, client_context
 from vecraft_cluster.data_server import DataServer
 from vecraft_cluster.links import Flight, Links, connect
+from vecraft_cluster.ports import Directory, endpoint_of
 from vecraft_cluster.reactor import Reactor, land_all
 from vecraft_cluster.socket_ports import AsyncSocketPort
 from vecraft_data_model import CollectionSchema
@@ -300,6 +301,18 @@ def test_closing_waits_for_nobody(links: Links) -> None:
     assert waiting.wait(5)
     slow.close()
     assert slow.launch("x") is None and not any(each.name == "vecraft-connect" for each in threading.enumerate())
+
+
+def test_a_process_that_has_left_ray_asks_no_actor_where_its_socket_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Asking would start a Ray: so does looking up an actor without being connected."""
+    monkeypatch.setattr("ray.is_initialized", lambda: False)
+
+    class Untouched(Directory):
+        def find(self, name: str) -> Any:
+            raise AssertionError("an actor was looked up")
+
+    with pytest.raises(TimeoutError, match="not connected"):
+        endpoint_of(Untouched(), "vecraft:c:shard-0000")(lambda: False)
 
 
 # ----------------------------------------------------------------------------------------- those who do not wait
