@@ -103,8 +103,7 @@ def run_search(view: SearchView, request: Search, threads: int = 1, costs: Costs
         found = _walk_everything(view, view.hnsw, request, threads)
         if found is not None:
             return found
-    found, _ = _Execution(view, request, threads, costs).run()
-    return found
+    return _Execution(view, request, threads, costs).run()
 
 
 def explain_search(
@@ -115,7 +114,9 @@ def explain_search(
     ``candidates`` came from the graph, ``scanned`` were compared exactly (before the snapshot takes out those that it
     does not see), ``found`` is what is answered.
     """
-    return _Execution(view, request, threads, costs).run()
+    execution = _Execution(view, request, threads, costs)
+    found = execution.run()
+    return found, execution.explain(found)
 
 
 def _walk_everything(view: SearchView, hnsw: HnswIndex, request: Search, threads: int) -> list[Found] | None:
@@ -157,34 +158,39 @@ class _Execution:
         self.matching: RowSet | None = None
         self.hot: HotFilter | None = None
         self.visible_mask: BoolArray | None = None
+        self.chosen: tuple[Task, Plan] | None = None
         self.repaired = 0
         self.candidates = 0
         self.scanned = 0
 
-    def run(self) -> tuple[list[Found], dict[str, Any]]:
+    def run(self) -> list[Found]:
         view, options, queries = self.view, self.options, self.queries
         self.matching = view.matching(options.where, options.where_document)
         count = view.rows if self.matching is None else self.matching.count
         if count == 0 or not len(queries):
             nothing = (np.empty(0, np.int64), np.empty(0, np.float32))
-            return [nothing] * len(queries), {"plan": "nothing", "matching": 0, "rows": view.rows, "found": 0}
+            return [nothing] * len(queries)
         if self.matching is not None and view.hot_filters is not None:
             self.hot = view.hot_filters.used((options.where, options.where_document))
         task = self._task(count)
         plan = choose_plan(task, self.costs)
-        if plan.kind == "exact":
-            found = self._scan(queries)
-        else:
-            found = self._walk(task, plan)
-        found = _within(found, options.max_distance)
-        explain = {
+        self.chosen = task, plan
+        found = self._scan(queries) if plan.kind == "exact" else self._walk(task, plan)
+        return _within(found, options.max_distance)
+
+    def explain(self, found: list[Found]) -> dict[str, Any]:
+        """What was planned, and what it took, after :meth:`run` has answered this."""
+        view = self.view
+        if self.chosen is None:
+            return {"plan": "nothing", "matching": 0, "rows": view.rows, "found": 0}
+        task, plan = self.chosen
+        return {
             **plan.to_dict(),
-            "rows": view.rows, "indexed": view.indexed, "tail": view.rows - view.indexed, "matching": count,
-            "visible_share": task.counting, "k": options.k, "ef": self.ef, "queries": len(queries),
+            "rows": view.rows, "indexed": view.indexed, "tail": view.rows - view.indexed, "matching": task.matching,
+            "visible_share": task.counting, "k": self.options.k, "ef": self.ef, "queries": len(self.queries),
             "candidates": self.candidates, "scanned": self.scanned, "queries_repaired": self.repaired,
             "found": sum(len(rows) for rows, _ in found),
         }  # fmt: skip
-        return found, explain
 
     def _task(self, count: int) -> Task:
         view = self.view
