@@ -64,6 +64,7 @@ torture: .venv/.installed
 	$(PY) -m tests.simulation.mutants --seeds 5000
 	$(PY) -m pytest tests/crash tests/ray/test_shard_kills.py
 	$(PY) -m tests.blackbox --transactions $(or $(TRANSACTIONS),200000) --record reliability/blackbox.jsonl
+	$(PY) -m tests.blackbox --transactions 20000 --rpc-failures 3 --no-kills --record reliability/blackbox.jsonl
 	$(PY) scripts/reliability.py
 
 bench: .venv/.installed
