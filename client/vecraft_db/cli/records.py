@@ -104,7 +104,7 @@ def search(
     """Find the nearest records."""
     session = session_of(context)
     if (vector is not None and like is not None) or (vector is None and like is None and text is None):
-        raise InvalidDataException("say what to search by: --vector, or --like RECORD_ID; --text WORDS, alone or besides")
+        raise InvalidDataException("say what to search by: --vector, or --like RECORD_ID; --text alone or besides")
     by = None if vector is None else vector_value(vector)
     if like is not None:
         by = session.client.get(collection, like).vector.to_numpy()
