@@ -146,7 +146,7 @@ class Participant:
 
         def finish() -> None:
             state.apply(record.mutations, ts)
-            state.outcomes[txn.txn_id] = Outcome(ts, txn.content_hash, admitted.count, now_ms)
+            state.outcomes[txn.txn_id] = Outcome(ts, txn.content_hash, admitted.count, state.present_ms(now_ms))
             state.timeline.settle(txn.txn_id)
             answer(Committed(ts, admitted.count, preimages))
 
@@ -260,7 +260,7 @@ class Participant:
             state.let_go(record.txn_id)
             state.apply(record.mutations, commit_ts)
             state.outcomes[record.txn_id] = Outcome(
-                commit_ts, record.content_hash, prepared.count, now_ms, frozenset(others)
+                commit_ts, record.content_hash, prepared.count, state.present_ms(now_ms), frozenset(others)
             )
             if others:
                 state.unacknowledged.add(record.txn_id)
@@ -333,7 +333,7 @@ class Participant:
 
         def finish() -> None:
             state.let_go(txn_id)
-            state.outcomes[txn_id] = Outcome(0, content_hash, 0, now_ms)
+            state.outcomes[txn_id] = Outcome(0, content_hash, 0, state.present_ms(now_ms))
             state.timeline.settle(txn_id)
             state.aborts += 1
             answer(done)

@@ -163,7 +163,7 @@ def _replay(state: ShardState, record: WalRecord, now_ms: int) -> None:
             txn = decode_transaction(record.payload)
             count = state.count_of(txn.mutations)
             state.apply(txn.mutations, txn.ts)
-            state.outcomes[txn.txn_id] = Outcome(txn.ts, txn.content_hash, count, now_ms)
+            state.outcomes[txn.txn_id] = Outcome(txn.ts, txn.content_hash, count, state.present_ms(now_ms))
         case RecordType.PREPARE:
             state.restore_prepared(decode_transaction(record.payload), now_ms)
         case RecordType.COMMIT | RecordType.ABORT:
@@ -193,7 +193,7 @@ def _replay_decision(state: ShardState, record: WalRecord, now_ms: int) -> None:
     state.let_go(decision.txn_id)
     state.timeline.settle(decision.txn_id)
     state.outcomes[decision.txn_id] = Outcome(
-        decision.ts, decision.content_hash, count, now_ms, frozenset(decision.others)
+        decision.ts, decision.content_hash, count, state.present_ms(now_ms), frozenset(decision.others)
     )
     if decision.others:
         state.unacknowledged.add(decision.txn_id)

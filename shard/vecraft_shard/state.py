@@ -229,6 +229,14 @@ class ShardState:
 
     # ------------------------------------------------------------------------------------------- outcomes
 
+    def present_ms(self, now_ms: int) -> int:
+        """When something is decided, as far as it matters for how long it is remembered: a clock that is set back must
+        not make it seem older than the id, which is refused for its age by the same measure.
+        """
+        timeline = self.timeline
+        latest = timeline.clock.last or timeline.ceiling  # during recovery the clock does not run yet
+        return max(now_ms, physical_ms(latest))
+
     def outcome_of(self, txn_id: str) -> Outcome | None:
         """How a transaction ended here, or None if that was never decided (or is forgotten)."""
         outcome = self.outcomes.get(txn_id)

@@ -204,3 +204,16 @@ def test_an_outcome_is_found_after_a_checkpoint_by_a_clock_that_was_set_back(ben
     bench.shard.checkpoint(bench.now_ms)
     {"as it is": lambda: None, "crash": bench.crash, "reopen": bench.reopen}[how]()
     assert bench.ask(CommitOne(txn)) == first
+
+
+def test_an_outcome_is_kept_for_as_long_when_the_clock_was_set_back_as_it_was_decided(bench: Bench) -> None:
+    bench.commit(put("b"))
+    bench.pass_time(-8_000)
+    txn = Transaction(id_made(bench, 8_000), ONE, [put("a")])
+    first = bench.ask(CommitOne(txn))
+    assert isinstance(first, Committed)
+    bench.shard.checkpoint(bench.now_ms)
+    bench.pass_time(8_000 + 3_500)
+    bench.commit(put("b"))
+    bench.shard.checkpoint(bench.now_ms)
+    assert bench.ask(CommitOne(txn)) == first
