@@ -48,6 +48,7 @@ logger = logging.getLogger(__name__)
 
 CALL_TIMEOUT_S = 10.0
 STOP_TIMEOUT_S = 30.0
+RETRY_S = 0.1
 
 
 class Cluster:
@@ -139,7 +140,7 @@ class Cluster:
                             "Its actor may wait for a node with its label, or for Ray CPUs.",
                             shard=shard,
                         ) from error
-                    time.sleep(0.1)
+                    time.sleep(RETRY_S)
                 else:
                     answer = reply.responses[0]
                     if isinstance(answer, Refused):
@@ -235,7 +236,19 @@ def make_controller(plan: ClusterPlan) -> Handle:
 
 
 def ask_membership(controller: Handle, timeout: float) -> Membership:
-    try:
-        return fetch_membership(controller, timeout)
-    except ray_errors.RayError as error:
-        raise translate(error, "the controller") from error
+    """Ask a controller for what a router needs to know, again if the question is lost or it is being started again.
+
+    Raises:
+        ShardUnavailableError, TimeoutException: It did not answer in ``timeout`` seconds, or is gone.
+        VecraftError: What kept the cluster from starting.
+    """
+    deadline = time.monotonic() + timeout
+    while True:
+        try:
+            return fetch_membership(controller, max(0.001, deadline - time.monotonic()))
+        except ray_errors.ActorUnavailableError as error:
+            if time.monotonic() >= deadline:
+                raise translate(error, "the controller") from error
+            time.sleep(RETRY_S)
+        except ray_errors.RayError as error:
+            raise translate(error, "the controller") from error

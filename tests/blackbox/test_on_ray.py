@@ -1,6 +1,6 @@
 """The black box on real Ray: processes are killed and stopped, or Ray drops requests and replies; nothing may show.
 
-``VECRAFT_BLACKBOX_TXNS`` says how many transactions have to be committed (20,000; under dropped messages, a tenth of it),
+``VECRAFT_BLACKBOX_TXNS`` says how many transactions have to be committed (20,000; under dropped messages a tenth), and
 ``SEED`` what the clients do. With fewer than some hundred there is hardly a write skew to be seen.
 """
 

@@ -1,10 +1,12 @@
-"""Finding actors: only where there is a Ray to find them on. No Ray here."""
+"""Finding a cluster's actors and its map: asking again, and not without a Ray to ask. No Ray here."""
 
 from __future__ import annotations
 
 import pytest
 import ray
+from ray.exceptions import ActorUnavailableError
 
+from vecraft_cluster import cluster
 from vecraft_cluster.cluster import Cluster
 from vecraft_cluster.ports import Directory, look_up
 from vecraft_data_model.errors import ShardUnavailableError
@@ -27,7 +29,23 @@ def test_after_the_end_of_the_connection_nothing_is_sent(monkeypatch: pytest.Mon
         assert refusal.value.details["outcome"] == "not done"
     with pytest.raises(ShardUnavailableError, match="not connected"):
         look_up("vecraft:c:controller")
-    cluster = object.__new__(Cluster)
-    cluster.name = "c"
+    joined = object.__new__(Cluster)
+    joined.name = "c"
     with pytest.raises(ShardUnavailableError, match="not connected"):
-        cluster.fetch_map()
+        joined.fetch_map()
+
+
+def test_a_lost_question_for_the_map_is_asked_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    answers: list[object] = [ActorUnavailableError("away", None), ActorUnavailableError("away", None), "the map"]
+
+    def fetch(controller: object, timeout: float) -> object:
+        answer = answers.pop(0)
+        if isinstance(answer, Exception):
+            raise answer
+        return answer
+
+    monkeypatch.setattr(cluster, "fetch_membership", fetch)
+    assert cluster.ask_membership("the controller", 60.0) == "the map"
+    answers.append(ActorUnavailableError("away", None))
+    with pytest.raises(ShardUnavailableError, match="went away"):
+        cluster.ask_membership("the controller", 0.0)
