@@ -125,9 +125,12 @@ class Locations:
 
         Raises:
             CorruptionError: A page is damaged, or the file is of another format version.
+            StorageFailureException: SQLite's log could not be begun, or another process has the file open.
         """
         with self._guard():
-            self.connection.execute("PRAGMA journal_mode=WAL")
+            (mode,) = self.connection.execute("PRAGMA journal_mode=WAL").fetchone()
+            if self._sums is not None and mode != "wal":  # SQLite tells a write that failed here in no other way
+                raise StorageFailureException(f"{self._name}: SQLite could not begin its log", file=self._name)
             self.connection.execute("PRAGMA synchronous=FULL")
             self.connection.execute("PRAGMA cache_size=-4096")
             self.connection.execute("PRAGMA wal_autocheckpoint=0")  # the sums of the pages come first

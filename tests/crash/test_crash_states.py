@@ -189,9 +189,8 @@ def test_every_kind_of_call_was_recorded(calls: list[Call]) -> None:
 def explore(calls: list[Call], memory: Path, limit: int, *, enough: int = 10) -> tuple[int, list[str]]:
     """Try about ``limit`` states; return how many there were, and the problems, of which ``enough`` are."""
     plans = [len(list(point.subsets(0))) for point in crash_points(calls)]
-    wanted = limit * 3 // 2  # many are the same
-    at_random = max(0, -(-(wanted - sum(plans)) // len(plans)))
-    share = min(1.0, wanted / sum(plans))
+    at_random = max(0, -(-(4 * limit - sum(plans)) // len(plans)))  # many are the same
+    share = min(1.0, 3 / 2 * limit / sum(plans))
     chances = random.Random(1)
     seen: set[tuple[int, int]] = set()
     problems: list[str] = []

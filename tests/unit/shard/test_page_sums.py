@@ -275,3 +275,15 @@ def test_the_name_of_the_file_is_durable_before_that_of_the_log(folder: Path, mo
     monkeypatch.setattr(vecraft_shard.disk, "_sync_directory", sync)
     opened(folder).close()
     assert ["shard.sqlite"] in synced
+
+
+def test_a_file_that_sqlite_cannot_begin_a_log_for_is_refused(folder: Path) -> None:
+    """Its pages would change without their checksums. SQLite says so by its answer alone."""
+    folder.mkdir()
+    other = sqlite3.connect(folder / "shard.sqlite", isolation_level=None)
+    other.execute("CREATE TABLE t (x)")
+    other.execute("BEGIN EXCLUSIVE")
+    with pytest.raises(StorageFailureException):
+        opened(folder)
+    other.close()
+    opened(folder).close()
