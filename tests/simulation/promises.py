@@ -1,4 +1,8 @@
-"""What a shard promises by serving a read at ``S``: never to commit at or below ``S`` later, whatever happens to it."""
+"""What each shard promises, looked at while it answers.
+
+By serving a read at ``S``: never to commit at or below ``S`` later, whatever happens to it. By answering a search: that
+rows which are not in the graph yet were all compared.
+"""
 
 from __future__ import annotations
 
@@ -15,6 +19,7 @@ from vecraft_data_model.messages import (
     Request,
     Response,
     RowsReply,
+    Search,
     SearchReply,
 )
 from vecraft_shard.engine import Shard
@@ -63,3 +68,25 @@ class Promises:
                         f"shard {self._shard} served a read at {served}, and then issued {issued} for "
                         f"{request.txn.txn_id}"
                     )
+
+
+def check_tail(history: History, shard: Shard, requests: Sequence[Request], responses: Sequence[Response]) -> None:
+    """Compare the answers to searches without a filter with the rows that no graph holds."""
+    for request, response in zip(requests, responses, strict=True):
+        if not isinstance(request, Search) or not isinstance(response, SearchReply):
+            continue
+        if request.options.where is not None or request.options.where_document is not None:
+            continue
+        state, hits, snapshot = shard._state, response.hits[0], response.snapshot
+        entry = state.catalog.resolve(request.collection, snapshot)
+        collection = state.collections[entry.collection_id]
+        versions, query = collection.versions, request.queries[0].tolist()
+        for row in range(collection.hnsw.count, versions.rows):
+            if not versions.begin[row] <= snapshot < versions.end[row] or versions.ids[row] in hits.ids:
+                continue
+            vector = collection.vectors_of([row])[0].tolist()
+            distance = sum((a - b) ** 2 for a, b in zip(vector, query, strict=True))
+            if len(hits.ids) < request.options.k or distance < hits.distances[-1]:
+                history.problem(
+                    f"a search of {request.collection} at {snapshot} missed {versions.ids[row]!r}, row {row}"
+                )

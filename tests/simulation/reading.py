@@ -189,10 +189,10 @@ class ReadingClient(Caller):
         if self.last_put is None:
             return
         rng, (name, key, serial) = self._world.rng, self.last_put
-        k, group = rng.randint(1, 3), rng.choice((None, None, serial % 4))
+        k, group = rng.choice((1, 1, 3)), rng.choice((None, None, serial % 4))
         where, _ = condition(group, "")
         queries = records(name, [key], serial).vectors
-        wanted = SearchOptions(k=k, where=where, ef=rng.choice((None, 2, 8)))
+        wanted = SearchOptions(k=k, where=where, ef=rng.choice((None, 1, 1, 4)))
         options = ReadOptions("session", min_ts=self._token)
         yield from self._recorded(
             self._operation("near"),

@@ -16,7 +16,7 @@ import vecraft_shard.store
 import vecraft_shard.wal
 from tests.simulation.disk import Crash, SimulatedDisk
 from tests.simulation.history import Ledger
-from tests.simulation.promises import Promises
+from tests.simulation.promises import Promises, check_tail
 from tests.simulation.world import SimulatedClock, World
 from vecraft_data_model.errors import (
     ChecksumValidationFailureError,
@@ -355,6 +355,8 @@ class SimulatedShard:
         served, undecided = self._promises.served, self._promises.undecided(shard, requests)
         responses = shard.execute(requests, self.clock.now_ms(), clock)
         self._promises.check(served, undecided, requests, responses)
+        if self.world.swarm.weights["near"] and self.number not in self.world.damaged:
+            check_tail(self.world.history, shard, requests, responses)
         if self.world.trace is not None:
             for request, response in zip(requests, responses, strict=True):
                 self.world.note(f"{self.name}: {shown(request)} -> {shown(response)}")

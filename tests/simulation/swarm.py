@@ -85,6 +85,7 @@ class Swarm:
         weights["alias"] *= pick((0.15, 0.5))
         weights |= {kind: pick((0.0, 0.0, 0.0, 1.0, 3.0)) for kind in SPECIAL}
         weights["catalog"] *= 0.5
+        weights["alias"] += 0.3 * weights["delete_where"]  # which may go by an alias
         calm = rng.random() < 0.15
         return cls(
             shards=pick((1, 2, 2, 3, 3, 4)),
@@ -110,7 +111,7 @@ class Swarm:
             partitions=0.0 if calm else pick((0.0, 0.0, 0.5, 1.0)),
             crashes=0.0 if calm else pick((0.0, 0.15, 0.4, 0.8)),
             router_crashes=0.0 if calm else pick((0.0, 0.3, 0.8)),
-            blackouts=0.0 if calm else pick((0.0, 0.0, 0.15, 0.4)),
+            blackouts=0.0 if calm else pick((0.0, 0.0, 0.0, 0.2, 0.5)),
             clock_jumps=0.0 if calm else pick((0.0, 0.0, 0.3)),
             disk_errors=0.0 if calm else pick((0.0, 0.0, 0.0, 0.3, 1.0)),
             full_disks=0.0 if calm else pick((0.0, 0.0, 0.0, 0.0, 0.0, 0.5)),

@@ -82,7 +82,7 @@ class Truth:
         for read in self._history.refused:
             self._check_refused(read)
         missed = self._history.missed
-        if len(missed) >= 10 and sum(missed) * 3 > len(missed):
+        if sum(missed) > 2 + len(missed) // 10:
             self._history.problem(f"{sum(missed)} of {len(missed)} searches missed the nearest record")
 
     # ---------------------------------------------------------------------------------------------- commits

@@ -180,7 +180,7 @@ class WritingClient(ReadingClient):
 
     def _do_delete_where(self) -> Script:
         rng, operation = self._world.rng, self._operation("delete_where")
-        name, group = rng.choice((*BLIND, ALIAS)), rng.randrange(4)
+        name, group = rng.choice((*BLIND, ALIAS, ALIAS)), rng.randrange(4)
         operation.matched = (name, group)
         where, where_document = condition(group, self._operator())
         options = ReadOptions(min_ts=self._token)
