@@ -165,7 +165,11 @@ class Asker:
             # one question per primary at a time; what is not decided now is met again by the next attempt
             asked = {primary: transactions.pop() for primary, transactions in due.items()}
             due = {primary: transactions for primary, transactions in due.items() if transactions}
-            decisions = yield Ask({primary: Resolve(txn_id) for primary, (txn_id, _) in asked.items()}, deadline)
+            # Whether the shard that waits still holds it, only that shard knows, and it asks by itself.
+            questions: dict[int, Request] = {
+                primary: Resolve(txn_id, held=False) for primary, (txn_id, _) in asked.items()
+            }
+            decisions = yield Ask(questions, deadline)
             for primary, (txn_id, shard) in asked.items():
                 decision = decisions[primary]
                 if isinstance(decision, Committed | Aborted) and shard != primary:

@@ -5,18 +5,20 @@ from __future__ import annotations
 import pytest
 from router_workbench import Workbench
 
-from vecraft_data_model.errors import InvalidDataException, ShardUnavailableError, VecraftError
+from vecraft_data_model.errors import InvalidDataException, ShardUnavailableError, TimeoutException, VecraftError
 from vecraft_data_model.messages import (
     AbortTransaction,
     BatchReply,
     CommitOne,
     Committed,
     Finish,
+    Get,
     Prepare,
     Refused,
     Request,
     Resolve,
     Response,
+    Undecided,
 )
 
 
@@ -77,3 +79,12 @@ def test_nor_is_it_when_somebody_asks_what_became_of_it() -> None:
         bench.run(bench.router.resolve("chosen"))
     assert caught.value.details["outcome"] == "unknown"
     assert all(not request.held for _, request in bench.asked if isinstance(request, Resolve))
+
+
+def test_a_reader_does_not_claim_that_somebody_holds_what_it_asks_about() -> None:
+    """What it met may have been committed, acknowledged and forgotten since: it must not be aborted then."""
+    bench = Stubborn({Get: Undecided([("old", 1)]), Resolve: Refused(InvalidDataException("too old", forgotten=True))})
+    with pytest.raises(TimeoutException):
+        bench.run(bench.router.get("things", bench.ids_on(0)))
+    questions = [request for _, request in bench.asked if isinstance(request, Resolve)]
+    assert questions and not any(question.held for question in questions)
