@@ -36,6 +36,7 @@ import ray
 from vecraft_cluster.data_server import DataServer
 from vecraft_cluster.host import ShardHost
 from vecraft_cluster.lease import LEASE_FOLDER, TAKEOVER_S, Lease, LeaseFolder, LeaseKeeper
+from vecraft_cluster.memory import with_memory
 from vecraft_cluster.ports import Directory, RayShardPort, actor_class, decode, encode
 from vecraft_cluster.root import shard_path
 from vecraft_data_model.errors import ShardUnavailableError, StorageFailureException, TimeoutException, VecraftError
@@ -193,7 +194,8 @@ class ShardActor:
     def _carry_out(self, message: tuple[float, Batch]) -> BatchReply:
         timeout, batch = message
         host = self._host or self._wait_for_host(timeout)
-        return host.execute(batch, timeout)
+        reply = host.execute(batch, timeout)
+        return with_memory(reply) if any(type(request) is Status for request in batch.requests) else reply
 
     def _serve(self, host: ShardHost) -> DataServer | None:
         """Listen where Ray listens on this node; where that cannot be, actor calls have to do."""

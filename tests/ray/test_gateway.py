@@ -37,6 +37,9 @@ def test_readiness_names_a_shard_that_does_not_answer(cluster: Cluster, url: str
     eventually(lambda: ready(url).status_code == 200, 60, "the cluster is ready again")
     figures = httpx.get(f"{url}/metrics", timeout=30).text
     assert 'vecraft_shard_up{shard="0"} 1.0' in figures and 'vecraft_shard_up{shard="1"} 1.0' in figures
+    resident = [line.split() for line in figures.splitlines() if line.startswith("vecraft_resident_memory_bytes{")]
+    assert len(resident) == 2, "each shard tells its own"
+    assert all(10e6 < float(value) < 10e9 for _, value in resident)
 
 
 def test_a_killed_shard_costs_time_and_no_data(cluster: Cluster, url: str) -> None:
