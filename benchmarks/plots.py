@@ -31,11 +31,13 @@ def draw(rows: Sequence[Row], folder: Path, stamp: str) -> list[Path]:
 
 def _recall(axes: Any, rows: Sequence[Row]) -> bool:
     curves = {row.key.partition("·")[2]: row.extra["curve"] for row in rows if "curve" in row.extra}
+    if not curves:
+        return False
     for name, curve in curves.items():
         axes.plot([point[1] for point in curve], [point[2] for point in curve], marker="o", markersize=3, label=name)
     axes.set(xlabel="recall@10", ylabel="searches per second, one thread", yscale="log")
     _finish(axes, "Recall against rate: up and to the right is better")
-    return bool(curves)
+    return True
 
 
 def _selectivity(axes: Any, rows: Sequence[Row]) -> bool:

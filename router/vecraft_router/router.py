@@ -126,7 +126,8 @@ class Router:
     ) -> Flow[Commit]:
         """Delete what matches, atomically: exactly the records that matched at one snapshot, and are unchanged since.
 
-        Conflicts are retried on a newer snapshot until the deadline. Raises as :meth:`commit`.
+        Conflicts are retried on a newer snapshot until the deadline; whoever rewrites the same records without a pause
+        can keep it from ever succeeding. Raises as :meth:`commit`.
         """
         return self._service.delete_where(
             collection, where=where, where_document=where_document, txn_id=txn_id, options=options

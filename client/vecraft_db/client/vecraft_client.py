@@ -228,7 +228,7 @@ class VecraftClient(AbstractContextManager["VecraftClient"]):
         txn_id: str | None = None,
         timeout: float | None = None,
     ) -> CommitResult:
-        """Delete by id, or exactly what matches a filter at one snapshot; all or none."""
+        """Delete by id, or exactly what matches a filter at one snapshot; all or none; conflicts are retried."""
         options = ReadOptions(deadline=self._engine.router.deadline(check_timeout(timeout)))
         return self._run(
             self._operations.delete_many(collection, ids, where, where_document, expect, txn_id, options)
