@@ -288,9 +288,17 @@ class Participant:
             return
         self._check_primary(txn_id)
         prepared = self._state.prepared.get(txn_id)
-        if prepared is None and not held:
-            # It may have been committed, and forgotten since. Of what is held somewhere, that cannot be.
-            check_remembered(txn_id, self._state.timeline, now_ms, self._state.config)
+        if prepared is None:
+            try:
+                # It may have been committed, and forgotten since. Of what is held somewhere, that cannot be.
+                check_remembered(txn_id, self._state.timeline, now_ms, self._state.config)
+            except InvalidDataException:
+                if not held:
+                    raise
+                # Whoever still holds it may let go. Nothing is written down: so old an id is refused by itself, and
+                # the question may have been on its way since before a commit was heard of and forgotten.
+                answer(Aborted(txn_id))
+                return
         content_hash = prepared.record.content_hash if prepared else b""
         self._log_abort(txn_id, content_hash, group, answer, Aborted(txn_id), now_ms)
 

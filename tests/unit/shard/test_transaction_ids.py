@@ -152,6 +152,21 @@ def test_an_old_id_that_a_participant_still_holds_is_aborted(bench: Bench) -> No
     assert ts and bench.ask(AbortTransaction("t")) == Aborted("t")
 
 
+def test_a_question_that_arrives_after_the_outcome_was_forgotten_leaves_nothing_behind(bench: Bench) -> None:
+    """Its sender held the transaction when it asked, and has heard of the commit since."""
+    txn = Transaction(id_made(bench, 0), ONE, [put("a")])
+    assert isinstance(bench.ask(CommitOne(txn)), Committed)
+    for _ in range(3):
+        bench.pass_time(6_000)
+        bench.shard.checkpoint(bench.now_ms)
+    lsn = bench.shard._state.wal.next_lsn
+    bench.ask(Resolve(txn.txn_id, held=True))
+    assert bench.shard._state.wal.next_lsn == lsn, "an abort of what was committed stands in the log"
+    answer = bench.ask(Resolve(txn.txn_id, held=False))
+    assert isinstance(answer, Refused)
+    assert answer.error.details["forgotten"]
+
+
 def test_a_restarted_primary_gives_routers_time_to_come_back(bench: Bench) -> None:
     """Its Prepare may have been lost with the process; the router repeats it, if nobody has it aborted before."""
     txn_id = id_made(bench, -5_000)
