@@ -106,6 +106,18 @@ class _Reads:
             self._operations.count(collection, where, where_document, self._options(timeout))
         )
 
+    async def list_collections(self, *, timeout: float | None = None) -> list[CollectionSchema]:
+        """Return the schemas of all collections, by name."""
+        return await self._engine.run_async(self._operations.list_collections(self._options(timeout)))
+
+    async def list_aliases(self, *, timeout: float | None = None) -> dict[str, str]:
+        """Return alias → collection."""
+        return await self._engine.run_async(self._operations.list_aliases(self._options(timeout)))
+
+    async def describe_collection(self, name: str, *, timeout: float | None = None) -> CollectionInfo:
+        """Return the figures of a collection; a transaction sees its own changes in schema and count."""
+        return await self._engine.run_async(self._operations.describe_collection(name, self._options(timeout)))
+
     def _options(self, timeout: float | None) -> ReadOptions:
         return self._operations.options(timeout=timeout)
 
@@ -202,18 +214,6 @@ class AsyncTransaction(_Reads, AbstractAsyncContextManager["AsyncTransaction"]):
         """Remove an alias; as for :meth:`set_alias`, writes to what it named are conflicts."""
         await self._engine.run_async(self._operations.drop_alias(alias, None, timeout))
 
-    async def list_collections(self, *, timeout: float | None = None) -> list[CollectionSchema]:
-        """Return the schemas of all collections, by name, own changes included."""
-        return await self._engine.run_async(self._operations.list_collections(self._options(timeout)))
-
-    async def list_aliases(self, *, timeout: float | None = None) -> dict[str, str]:
-        """Return alias → collection, own changes included."""
-        return await self._engine.run_async(self._operations.list_aliases(self._options(timeout)))
-
-    async def describe_collection(self, name: str, *, timeout: float | None = None) -> CollectionInfo:
-        """Return the figures of a collection, own changes included in its schema and count."""
-        return await self._engine.run_async(self._operations.describe_collection(name, self._options(timeout)))
-
     async def commit(self) -> CommitResult:
         """Commit now; the ``async with`` block then has nothing left to do.
 
@@ -259,18 +259,6 @@ class AsyncSnapshot(_Reads, AbstractAsyncContextManager["AsyncSnapshot"]):
     def timestamp(self) -> int:
         """The timestamp that is read at (the ``as_of`` of other reads); 0 outside the ``async with`` block."""
         return self._view.pin.snapshot if self._view.pin is not None else 0
-
-    async def list_collections(self, *, timeout: float | None = None) -> list[CollectionSchema]:
-        """Return the schemas of all collections, by name."""
-        return await self._engine.run_async(self._operations.list_collections(self._options(timeout)))
-
-    async def list_aliases(self, *, timeout: float | None = None) -> dict[str, str]:
-        """Return alias → collection."""
-        return await self._engine.run_async(self._operations.list_aliases(self._options(timeout)))
-
-    async def describe_collection(self, name: str, *, timeout: float | None = None) -> CollectionInfo:
-        """Return the figures of a collection."""
-        return await self._engine.run_async(self._operations.describe_collection(name, self._options(timeout)))
 
     async def __aenter__(self) -> Self:
         await self._engine.run_async(self._view.open(self._opening))

@@ -113,6 +113,18 @@ class _Reads:
         """Return how many records match, exactly."""
         return self._engine.run(self._operations.count(collection, where, where_document, self._options(timeout)))
 
+    def list_collections(self, *, timeout: float | None = None) -> list[CollectionSchema]:
+        """Return the schemas of all collections, by name."""
+        return self._engine.run(self._operations.list_collections(self._options(timeout)))
+
+    def list_aliases(self, *, timeout: float | None = None) -> dict[str, str]:
+        """Return alias → collection."""
+        return self._engine.run(self._operations.list_aliases(self._options(timeout)))
+
+    def describe_collection(self, name: str, *, timeout: float | None = None) -> CollectionInfo:
+        """Return the figures of a collection; a transaction sees its own changes in schema and count."""
+        return self._engine.run(self._operations.describe_collection(name, self._options(timeout)))
+
     def _options(self, timeout: float | None) -> ReadOptions:
         return self._operations.options(timeout=timeout)
 
@@ -209,18 +221,6 @@ class Transaction(_Reads, AbstractContextManager["Transaction"]):
         """Remove an alias; as for :meth:`set_alias`, writes to what it named are conflicts."""
         self._engine.run(self._operations.drop_alias(alias, None, timeout))
 
-    def list_collections(self, *, timeout: float | None = None) -> list[CollectionSchema]:
-        """Return the schemas of all collections, by name, own changes included."""
-        return self._engine.run(self._operations.list_collections(self._options(timeout)))
-
-    def list_aliases(self, *, timeout: float | None = None) -> dict[str, str]:
-        """Return alias → collection, own changes included."""
-        return self._engine.run(self._operations.list_aliases(self._options(timeout)))
-
-    def describe_collection(self, name: str, *, timeout: float | None = None) -> CollectionInfo:
-        """Return the figures of a collection, own changes included in its schema and count."""
-        return self._engine.run(self._operations.describe_collection(name, self._options(timeout)))
-
     def commit(self) -> CommitResult:
         """Commit now; the ``with`` block then has nothing left to do.
 
@@ -266,18 +266,6 @@ class Snapshot(_Reads, AbstractContextManager["Snapshot"]):
     def timestamp(self) -> int:
         """The timestamp that is read at (the ``as_of`` of other reads); 0 outside the ``with`` block."""
         return self._view.pin.snapshot if self._view.pin is not None else 0
-
-    def list_collections(self, *, timeout: float | None = None) -> list[CollectionSchema]:
-        """Return the schemas of all collections, by name."""
-        return self._engine.run(self._operations.list_collections(self._options(timeout)))
-
-    def list_aliases(self, *, timeout: float | None = None) -> dict[str, str]:
-        """Return alias → collection."""
-        return self._engine.run(self._operations.list_aliases(self._options(timeout)))
-
-    def describe_collection(self, name: str, *, timeout: float | None = None) -> CollectionInfo:
-        """Return the figures of a collection."""
-        return self._engine.run(self._operations.describe_collection(name, self._options(timeout)))
 
     def __enter__(self) -> Self:
         self._engine.run(self._view.open(self._opening))
