@@ -23,7 +23,8 @@ from types import FrameType
 from typing import TYPE_CHECKING, Any
 
 from vecraft_data_model.errors import InvalidDataException, VecraftError
-from vecraft_db.client.engine import Engine, backup_engine, open_engine
+from vecraft_db.client.engine import Engine, backup_engine
+from vecraft_db.client.opening import open_engine
 from vecraft_db.config import DEFAULT_ROOT, Settings
 from vecraft_db.json_logs import log_as_json
 

@@ -15,18 +15,14 @@ from __future__ import annotations
 from typing import Any
 
 import msgspec
-import numpy as np
-import numpy.typing as npt
 
 from vecraft_data_model.errors import VecraftError
 from vecraft_data_model.filters import DocumentFilter, Filter
 from vecraft_data_model.schema import CollectionSchema
 from vecraft_data_model.search_options import SearchOptions
 from vecraft_data_model.text_ranking import TextStatistics
-
-Float32Array = npt.NDArray[np.float32]
-Expectation = str | int | None
-"""``None`` (anything), ``"absent"``, ``"present"``, or the commit timestamp the record must have."""
+from vecraft_data_model.validation import Expectation as Expectation
+from vecraft_data_model.validation import Float32Array as Float32Array
 
 CHOOSE_SNAPSHOT = 0
 """As a read's snapshot: the one shard that is asked reads at its newest settled timestamp (at least ``min_ts``)."""

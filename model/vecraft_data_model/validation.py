@@ -15,7 +15,7 @@ import random
 import time
 import uuid
 from collections.abc import Iterable, Sequence
-from typing import TYPE_CHECKING, Any, Final, SupportsFloat
+from typing import Any, Final, SupportsFloat
 
 import numpy as np
 import numpy.typing as npt
@@ -26,10 +26,9 @@ from vecraft_data_model.errors import (
     VectorDimensionMismatchException,
 )
 
-if TYPE_CHECKING:
-    from vecraft_data_model.messages import Expectation
-
 Float32Array = npt.NDArray[np.float32]
+Expectation = str | int | None
+"""``None`` (anything), ``"absent"``, ``"present"``, or the commit timestamp the record must have."""
 
 MAX_ID_BYTES: Final = 1024
 MAX_K: Final = 1 << 20

@@ -9,7 +9,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
-from vecraft_db.client.engine import open_engine
+from vecraft_db.client.opening import open_engine
 from vecraft_db.config import Settings
 from vecraft_db.server import gateway_app
 from vecraft_router.gateway.door import Limits

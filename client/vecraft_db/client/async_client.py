@@ -27,10 +27,9 @@ from vecraft_db.client.engine import (
     Engine,
     Flow,
     backup_engine,
-    open_engine,
     refuse_closed,
-    settings_for_client,
 )
+from vecraft_db.client.opening import open_engine, settings_for_client
 from vecraft_db.client.operations import Operations, backoff_s, make_put
 from vecraft_db.client.plots import drawn_positions, existing, write_plot
 from vecraft_db.client.scans import AsyncScan, ScanPager

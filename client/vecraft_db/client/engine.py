@@ -1,10 +1,6 @@
 """What a client needs of the place its database is in: a router that makes flows, and somebody to run them.
 
-An :class:`Engine` is made by the module of its kind; this one only picks it, and imports no more than is needed::
-
-    root=      vecraft_db.embedded             shards in this process
-    address=   vecraft_db.client.ray_engine    actors on a Ray cluster
-    url=       vecraft_db.client.rest_engine   a REST gateway
+An :class:`Engine` is made by the module of its kind; :mod:`vecraft_db.client.opening` picks it.
 """
 
 from __future__ import annotations
@@ -26,7 +22,6 @@ from vecraft_data_model.messages import (
 )
 from vecraft_data_model.packets import CollectionInfo
 from vecraft_data_model.search_options import SearchOptions
-from vecraft_db.config import DEFAULT_ROOT, Settings
 from vecraft_router.options import DEFAULT_OPTIONS, ReadOptions
 from vecraft_router.results import Commit, Found, Pin
 from vecraft_router.session import SessionTokens
@@ -227,42 +222,3 @@ def backup_engine(engine: Engine, what: str) -> BackupEngine:
     if not isinstance(engine, BackupEngine):
         raise InvalidDataException(f"{what}() works on an embedded database (root=); this one is elsewhere")
     return engine
-
-
-def open_engine(settings: Settings) -> Engine:
-    """Open the place that the settings name: ``url``, else ``address``, else ``root`` (by default ``./vecraft-data``).
-
-    Raises:
-        InvalidDataException: Places that exclude each other.
-    """
-    if settings.url is not None:
-        others = [name for name in ("root", "address", "shards") if getattr(settings, name) is not None]
-        if others:
-            raise InvalidDataException(f"url= names a gateway, which has its own data; {others[0]}= cannot go with it")
-        from vecraft_db.client.rest_engine import open_rest
-
-        return open_rest(settings)
-    if settings.address is not None:
-        from vecraft_db.client.ray_engine import open_ray
-
-        return open_ray(settings)
-    from vecraft_db.embedded import open_embedded
-
-    return open_embedded(settings, settings.root or DEFAULT_ROOT)
-
-
-def settings_for_client(settings: Settings | None, **arguments: Any) -> Settings:
-    """Return the settings a client goes by: its arguments over ``settings`` over file and environment.
-
-    A place given as an argument stands alone: ``url=`` is not refused because the environment names a root.
-    """
-    if settings is None:
-        settings = Settings.load()
-    given = {name: value for name, value in arguments.items() if value is not None}
-    if "url" in given:
-        settings = settings.without("address", "root", "shards")
-    elif "address" in given:
-        settings = settings.without("url")
-    elif "root" in given:
-        settings = settings.without("url", "address")
-    return settings.merged(given)

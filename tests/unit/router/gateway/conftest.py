@@ -9,7 +9,8 @@ import httpx
 import pytest
 from fastapi import FastAPI
 
-from vecraft_db.client.engine import Engine, open_engine
+from vecraft_db.client.engine import Engine
+from vecraft_db.client.opening import open_engine
 from vecraft_db.config import Settings
 from vecraft_db.server import gateway_app
 

@@ -17,7 +17,7 @@ from gateway_thread import serving
 from vecraft_data_model import CollectionSchema
 from vecraft_data_model.errors import InvalidDataException
 from vecraft_db.backups import read_backup
-from vecraft_db.client.engine import open_engine
+from vecraft_db.client.opening import open_engine
 from vecraft_db.client.vecraft_client import VecraftClient
 from vecraft_db.config import Settings
 from vecraft_db.server import gateway_app
