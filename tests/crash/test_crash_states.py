@@ -187,29 +187,35 @@ def test_every_kind_of_call_was_recorded(calls: list[Call]) -> None:
 
 
 def explore(calls: list[Call], memory: Path, limit: int, *, enough: int = 10) -> tuple[int, list[str]]:
-    """Try about ``limit`` states; return how many there were, and the problems, of which ``enough`` are."""
-    plans = [len(list(point.subsets(0))) for point in crash_points(calls)]
-    at_random = max(0, -(-(4 * limit - sum(plans)) // len(plans)))  # many are the same
-    share = min(1.0, 3 / 2 * limit / sum(plans))
+    """Try at least ``limit`` different states, spread over all crash points, unless there are too few.
+
+    Returns how many there were, and the problems, of which ``enough`` are.
+    """
+    plans = sum(len(list(point.subsets(0))) for point in crash_points(calls))
+    share = min(1.0, 3 / 2 * limit / plans)  # of the plans, many of which make the same state
     chances = random.Random(1)
     seen: set[tuple[int, int]] = set()
     problems: list[str] = []
-    for point in crash_points(calls):
-        for what, kept in point.subsets(at_random):
-            if chances.random() >= share:
-                continue
-            state = point.durable.with_changes(kept)
-            key = (state.fingerprint(), len(point.said))
-            if key in seen:
-                continue
-            seen.add(key)
-            folder = memory / "state"
-            state.write_out(memory / "recorded", folder)
-            problem = problem_of(folder, point.said, thorough=len(seen) % 8 == 0)
-            if problem is not None:
-                problems.append(f"{described(point, calls, what)}\n  {problem}")
-                if len(problems) == enough:
-                    return len(seen), problems
+    at_random, before = 0, -1
+    while before < len(seen) < limit:
+        before = len(seen)
+        for point in crash_points(calls):
+            for what, kept in point.subsets(at_random):
+                if chances.random() >= share:
+                    continue
+                state = point.durable.with_changes(kept)
+                key = (state.fingerprint(), len(point.said))
+                if key in seen:
+                    continue
+                seen.add(key)
+                folder = memory / "state"
+                state.write_out(memory / "recorded", folder)
+                problem = problem_of(folder, point.said, thorough=len(seen) % 8 == 0)
+                if problem is not None:
+                    problems.append(f"{described(point, calls, what)}\n  {problem}")
+                    if len(problems) == enough:
+                        return len(seen), problems
+        at_random += 4
     return len(seen), problems
 
 
