@@ -16,6 +16,8 @@ from __future__ import annotations
 import threading
 from datetime import UTC, datetime
 
+import numpy as np
+
 from vecraft_data_model.errors import ClockSkewError, InvalidDataException
 
 COUNTER_BITS = 16
@@ -36,14 +38,16 @@ def physical_ms(ts: int) -> int:
 def timestamp_of(moment: datetime | int) -> int:
     """Return the last timestamp of a moment (an aware datetime, a naive one taken as local time), or ``moment`` itself.
 
+    A datetime before the first timestamp is 0, one after the last is the last.
+
     Raises:
         InvalidDataException: ``moment`` is neither a datetime nor a timestamp in ``[0, 2**63)``.
     """
     if isinstance(moment, datetime):
-        return timestamp(int(moment.timestamp() * 1000), 2**COUNTER_BITS - 1)
-    if isinstance(moment, bool) or not isinstance(moment, int) or not 0 <= moment <= INFINITY_TS:
+        return min(max(0, timestamp(int(moment.timestamp() * 1000), 2**COUNTER_BITS - 1)), INFINITY_TS)
+    if isinstance(moment, bool) or not isinstance(moment, int | np.integer) or not 0 <= moment <= INFINITY_TS:
         raise InvalidDataException(f"a timestamp must be a datetime or an integer from 0 to 2**63-1, got {moment!r}")
-    return moment
+    return int(moment)
 
 
 def datetime_of(ts: int) -> datetime:
