@@ -17,6 +17,7 @@ from vecraft_data_model.errors import (
     InvalidDataException,
     RecordNotFoundError,
     SnapshotTooOldError,
+    TimeoutException,
 )
 from vecraft_db.client.vecraft_client import VecraftClient
 from vecraft_router.options import Bounded
@@ -232,7 +233,7 @@ def test_before_the_beginning_there_is_nothing(client: VecraftClient, collection
     "moment", [2**62, datetime.now(UTC) + timedelta(days=1), datetime(9999, 1, 1, tzinfo=UTC)]
 )
 def test_the_future_is_refused_and_drags_no_clock_along(client: VecraftClient, collection: str, moment: Any) -> None:
-    with pytest.raises((ClockSkewError, InvalidDataException), match="lies in the future|ahead"):
+    with pytest.raises((ClockSkewError, InvalidDataException), match=r"lies in the future|ahead"):
         client.count(collection, as_of=moment)
     with pytest.raises((ClockSkewError, InvalidDataException)), client.snapshot(as_of=moment):
         pass
@@ -296,6 +297,16 @@ def test_impossible_timeouts_are_refused(client: VecraftClient, collection: str,
         with pytest.raises(InvalidDataException, match="timeout"):
             call()
     assert client.count(collection, timeout=30) == 0
+
+
+def test_too_short_a_timeout_is_told_as_one(client: VecraftClient, collection: str) -> None:
+    for call in (
+        lambda: client.count(collection, timeout=1e-9),
+        lambda: client.insert(collection, DataPacket("a", [1, 2, 3, 4]), timeout=1e-9),
+        lambda: client.snapshot(timeout=1e-9).__enter__(),
+    ):
+        with pytest.raises(TimeoutException, match="deadline"):
+            call()
 
 
 # --------------------------------------------------------------------------------------------------- threads

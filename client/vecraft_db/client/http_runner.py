@@ -14,7 +14,7 @@ import asyncio
 import threading
 import weakref
 from collections.abc import Callable, Generator, Mapping
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 from urllib.parse import urlsplit
 
 import httpx
@@ -60,10 +60,17 @@ class Answer(msgspec.Struct, frozen=True):
 
 
 class NoAnswer(msgspec.Struct, frozen=True):
-    """Nobody said anything. ``sent``: the request may have arrived, and may have been carried out."""
+    """Nobody said anything.
+
+    Attributes:
+        sent: The request may have arrived, and may have been carried out.
+        reason: Why there is no answer.
+        given_up: Why another attempt would not help: no time is left, or the client is closed; else None.
+    """
 
     sent: bool
     reason: str
+    given_up: Literal["late", "closed"] | None = None
 
 
 HttpFlow = Generator[Http | Sleep, Any, T]
@@ -111,8 +118,9 @@ class _Sender:
         return client.build_request(effect.method, url, content=effect.body, headers=headers, timeout=timeout)
 
 
-_TOO_LATE = NoAnswer(sent=False, reason="the deadline passed before the request was sent")
-_CLOSED = NoAnswer(sent=False, reason="the client is closed")
+_TOO_LATE = NoAnswer(sent=False, reason="the deadline passed before the request was sent", given_up="late")
+_CLOSED = NoAnswer(sent=False, reason="this client is closed", given_up="closed")
+_CLOSED_MEANWHILE = NoAnswer(sent=True, reason="this client was closed meanwhile", given_up="closed")
 _NOT_SENT = (httpx.ConnectError, httpx.ConnectTimeout, httpx.PoolTimeout)
 
 
@@ -168,7 +176,7 @@ class HttpRunner:
         except RuntimeError:  # what httpx says when it was closed in between
             if not self._stopped.is_set():
                 raise
-            return NoAnswer(sent=True, reason="the client was closed meanwhile")
+            return _CLOSED_MEANWHILE
         return Answer(response.status_code, response.headers, response.content)
 
 
@@ -256,7 +264,7 @@ class AsyncHttpRunner:
         except RuntimeError:  # what httpx says when it was closed in between
             if client in self._clients.values():
                 raise
-            return NoAnswer(sent=True, reason="the client was closed meanwhile")
+            return _CLOSED_MEANWHILE
         return Answer(response.status_code, response.headers, response.content)
 
 

@@ -403,7 +403,11 @@ class RestRouter:
                 reason = f"the gateway answered {answer.status}"
             else:
                 sent = sent or answer.sent
+                if answer.given_up == "late" and attempt:  # what went wrong before is the reason
+                    return NoAnswer(sent, reason)
                 reason = answer.reason
+                if answer.given_up is not None:
+                    return NoAnswer(sent, reason, answer.given_up)
             pause = self._pause(attempt)
             attempt += 1
             if self._clock.monotonic() + pause >= deadline:

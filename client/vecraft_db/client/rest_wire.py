@@ -84,6 +84,10 @@ def unanswered(answer: NoAnswer, details: dict[str, Any]) -> VecraftError:
     if answer.sent:
         what = "; the outcome is unknown, send it again with the same txn_id" if details else ""
         return TimeoutException(f"the gateway did not answer until the deadline ({answer.reason}){what}", **details)
+    if answer.given_up == "late":
+        return TimeoutException(answer.reason, **details)
+    if answer.given_up == "closed":
+        return ShardUnavailableError(answer.reason, **details)
     return ShardUnavailableError(f"no gateway could be reached until the deadline: {answer.reason}", **details)
 
 

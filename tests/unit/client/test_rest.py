@@ -60,7 +60,8 @@ class Fake:
         clock = Clock()
         self.router = RestRouter(clock, random.Random(0), timeout_s=5)
         self._runner = HttpRunner("http://gateway:1/prefix/", clock, "key", httpx.MockTransport(self._answer))
-        self._runner._stopped.wait = lambda seconds: False  # type: ignore[method-assign, assignment]
+        self.pauses: list[float] = []
+        self._runner._stopped.wait = self.pauses.append  # type: ignore[method-assign, assignment]
 
     def _answer(self, request: httpx.Request) -> httpx.Response:
         self.requests.append(request)
@@ -73,6 +74,9 @@ class Fake:
 
     def run(self, flow: Any) -> Any:
         return self._runner.run(flow)
+
+    def close(self) -> None:
+        self._runner.close()
 
     def bodies(self) -> list[Any]:
         return [json.loads(request.content) for request in self.requests]
@@ -126,6 +130,16 @@ def test_a_write_is_sent_again_under_the_same_id() -> None:
     fake = Fake(httpx.ReadError("reset"), committed())
     fake.run(fake.router.commit([Delete("c", ["a"])], txn_id="mine"))
     assert [body["txn_id"] for body in fake.bodies()] == ["mine", "mine"]
+
+
+def test_a_closed_client_refuses_at_once() -> None:
+    fake = Fake()
+    fake.close()
+    for flow in (fake.router.count("c"), fake.router.commit([Delete("c", ["a"])])):
+        with pytest.raises(ShardUnavailableError, match="this client is closed"):
+            fake.run(flow)
+    assert fake.pauses == []
+    assert fake.requests == []
 
 
 def test_when_time_is_up_a_write_says_what_is_known() -> None:
