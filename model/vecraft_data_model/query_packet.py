@@ -33,7 +33,7 @@ class QueryPacket:
 
     Args:
         query_vector: A :class:`VectorPacket`, an array or a list of numbers; None to rank by ``query_text`` alone.
-        k: How many, 1 to 2**20.
+        k: How many, 1 to 2**20; with ``group_by``, how many groups.
         where: Filter on metadata.
         where_document: Filter on documents.
         ef: Search depth of the graph, 1 to 65536; None for the collection's own.
@@ -45,7 +45,8 @@ class QueryPacket:
         fusion: How the ranking by vector and the ranking by text become one. ``"rrf"``: reciprocal rank fusion. Or two
             weights, ``{"vector": 0.7, "text": 0.3}`` or ``(0.7, 0.3)``: a weighted sum of both normalised scores.
         group_by: A metadata field, dotted if nested: the nearest record of each of its values, of the k nearest such.
-            Records that lack the field, or have null, a list or an object there, are left out.
+            Records that lack the field are left out; null, a list and an object are values, too.
+        group_size: How many records of each group, at most; all of them nearest first. k x group_size is at most 2**20.
 
     Attributes:
         query_vector: (dim,) float32, read-only; None without one.
@@ -58,8 +59,8 @@ class QueryPacket:
     """
 
     __slots__ = (
-        "checksum_algorithm", "document_filter", "ef", "exact", "filter", "fusion", "group_by", "include", "k",
-        "max_distance", "query_text", "query_vector", "text", "where", "where_document",
+        "checksum_algorithm", "document_filter", "ef", "exact", "filter", "fusion", "group_by", "group_size",
+        "include", "k", "max_distance", "query_text", "query_vector", "text", "where", "where_document",
     )  # fmt: skip
 
     def __init__(
@@ -76,9 +77,10 @@ class QueryPacket:
         query_text: str | None = None,
         fusion: str | tuple[float, float] | Mapping[str, float] = "rrf",
         group_by: str | None = None,
+        group_size: int = 1,
     ) -> None:
         checked = SearchOptions.checked(
-            k, where, where_document, ef, exact, max_distance, include, False, query_text, fusion, group_by
+            k, where, where_document, ef, exact, max_distance, include, False, query_text, fusion, group_by, group_size
         )
         self.query_vector: Float32Array | None = None
         if query_vector is not None or checked.text is None:
@@ -100,12 +102,13 @@ class QueryPacket:
         self.text: TextQuery | None = checked.text
         self.fusion: Fusion = "rrf" if checked.text is None else check_fusion(fusion)
         self.group_by = checked.group_by
+        self.group_size = checked.group_size
 
     def options(self, explain: bool = False) -> SearchOptions:
         """Return everything but the vector, as it travels to the shards."""
         return SearchOptions(
             self.k, self.filter, self.document_filter, self.ef, self.exact, self.max_distance, self.include, explain,
-            self.text, self.group_by,
+            self.text, self.group_by, self.group_size,
         )  # fmt: skip
 
     def queries(self) -> Float32Array:

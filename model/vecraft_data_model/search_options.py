@@ -20,7 +20,7 @@ from vecraft_data_model.filters import (
     parse_where_document,
 )
 from vecraft_data_model.text_ranking import TextQuery
-from vecraft_data_model.validation import check_ef, check_flag, check_k, check_max_distance, shown
+from vecraft_data_model.validation import MAX_K, check_ef, check_flag, check_integer, check_k, check_max_distance, shown
 
 INCLUDABLE: Final = ("metadata", "document", "vector")
 DEFAULT_INCLUDE: Final = ("metadata", "document")
@@ -32,7 +32,7 @@ class SearchOptions(msgspec.Struct, frozen=True, gc=False):
     """How to search. Two searches with equal options differ in nothing but their queries.
 
     Attributes:
-        k: How many neighbours per query.
+        k: How many neighbours per query; with ``group_by``, how many groups.
         where, where_document: Filters, parsed; None: no filter.
         ef: Search depth of the graph; None: the collection's own.
         exact: Compare with every record instead of searching the graph.
@@ -41,7 +41,8 @@ class SearchOptions(msgspec.Struct, frozen=True, gc=False):
         explain: Say how each shard searched.
         text: Words to rank texts by, besides or instead of a vector; None: none. Goes with a single query, which is
             (1, 0) where there is no vector.
-        group_by: Of the records that have the same value of this metadata field only the nearest counts; None: all do.
+        group_by: Of the records that have the same value of this metadata field only the nearest count; None: all do.
+        group_size: How many of each group, at most.
     """
 
     k: int = 10
@@ -54,6 +55,7 @@ class SearchOptions(msgspec.Struct, frozen=True, gc=False):
     explain: bool = False
     text: TextQuery | None = None
     group_by: str | None = None
+    group_size: int = 1
 
     @property
     def with_payloads(self) -> bool:
@@ -79,6 +81,7 @@ class SearchOptions(msgspec.Struct, frozen=True, gc=False):
         query_text: object = None,
         fusion: object = "rrf",
         group_by: object = None,
+        group_size: object = 1,
     ) -> SearchOptions:
         """Return the options of these arguments, as a user gave them.
 
@@ -87,8 +90,13 @@ class SearchOptions(msgspec.Struct, frozen=True, gc=False):
         """
         if group_by is not None and query_text is not None:
             raise InvalidDataException("group_by goes with a vector alone: it cannot be combined with query_text")
+        wanted, per_group = check_k(k), check_group_size(group_size)
+        if per_group > 1 and group_by is None:
+            raise InvalidDataException("group_size goes with group_by: without it there are no groups")
+        if wanted * per_group > MAX_K:
+            raise InvalidDataException(f"k x group_size must be at most {MAX_K}; got {wanted} x {per_group}")
         return cls(
-            k=check_k(k),
+            k=wanted,
             where=None if where is None else parse_where(where),
             where_document=None if where_document is None else parse_where_document(where_document),
             ef=check_ef(ef),
@@ -98,6 +106,7 @@ class SearchOptions(msgspec.Struct, frozen=True, gc=False):
             explain=check_flag(explain, "explain"),
             text=TextQuery.checked(query_text, fusion),
             group_by=check_group_by(group_by),
+            group_size=per_group,
         )
 
 
@@ -112,6 +121,15 @@ def check_group_by(group_by: object) -> str | None:
     raise InvalidDataException(
         f"group_by must be the name of a metadata field, of 1 to {MAX_FIELD_CHARS} characters; got {shown(group_by)}"
     )
+
+
+def check_group_size(group_size: object) -> int:
+    """Return how many records of each group, 1 to 2**20.
+
+    Raises:
+        InvalidDataException: Something else.
+    """
+    return check_integer(group_size, "group_size", 1, MAX_K)
 
 
 def check_include(include: object) -> tuple[str, ...]:

@@ -6,7 +6,7 @@ The answer is the one that a search after the commit would give, if nobody else 
   records are compared exactly.
 * Texts are ranked by the statistics of the documents as this transaction sees them: the shards' without the documents
   that were replaced or deleted here, and with those that were written.
-* In a search that groups, a group whose nearest record was replaced or deleted here gets the next one.
+* In a search that groups, a group one of whose records was replaced or deleted here is searched again by itself.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ import msgspec
 import numpy as np
 
 from vecraft_data_model.distances import exact_distances
-from vecraft_data_model.filters import And, Eq, Filter, key_of, values_at
+from vecraft_data_model.filters import And, Eq, Filter, values_at
 from vecraft_data_model.messages import Float32Array, Hits
 from vecraft_data_model.payload import documents_of, metadata_of
 from vecraft_data_model.search_options import SearchOptions
@@ -26,7 +26,7 @@ from vecraft_data_model.text_ranking import Bm25, TextQuery, TextStatistics, fus
 from vecraft_data_model.validation import as_matrix
 from vecraft_router.effects import Flow
 from vecraft_router.fusion import joined
-from vecraft_router.merging import merge_groups, merge_hits, merge_texts, take_hits
+from vecraft_router.merging import group_keys, merge_groups, merge_hits, merge_texts, only_groups, take_hits
 from vecraft_router.options import ReadOptions
 from vecraft_router.results import Found
 from vecraft_router.write_buffer import WriteBuffer
@@ -60,7 +60,8 @@ def search_buffered(
             hits.append(merge_hits([_without(theirs, buffer), own], wanted.k))
         else:
             theirs = yield from _regrouped(router, buffer, query, wanted, wanted.group_by, at, theirs)
-            hits.append(merge_groups([theirs, _own_groups(buffer, query, wanted, wanted.group_by)], wanted.k))
+            own = _own_groups(buffer, query, wanted, wanted.group_by)
+            hits.append(merge_groups([theirs, own], wanted.k, wanted.group_size))
     return msgspec.structs.replace(found, hits=hits)
 
 
@@ -161,18 +162,21 @@ def _regrouped(
     at: ReadOptions,
     theirs: Hits,
 ) -> Flow[Hits]:
-    """Return the nearest of each group that was not replaced or deleted here."""
-    parts = [_without(theirs, buffer)]
-    for record_id, value in zip(theirs.ids, theirs.groups or (), strict=True):
-        if record_id in buffer:
-            of_group: Filter = Eq(field, key_of(value))
-            where = of_group if wanted.where is None else And((wanted.where, of_group))
-            members = msgspec.structs.replace(wanted, where=where, group_by=None, k=1)
-            found = yield from _search_shards(router, buffer, query, members, at)
-            next_one = _without(found.hits[0], buffer)
-            next_one = take_hits(next_one, range(min(1, len(next_one.ids))))
-            parts.append(msgspec.structs.replace(next_one, groups=[value] * len(next_one.ids)))
-    return merge_groups(parts, sum(len(part.ids) for part in parts))
+    """Return the nearest of each group that were not replaced or deleted here."""
+    touched = {
+        key: value
+        for record_id, key, value in zip(theirs.ids, group_keys(theirs), theirs.groups or (), strict=True)
+        if record_id in buffer
+    }
+    parts = [only_groups(theirs, set(group_keys(theirs)) - touched.keys())]
+    for key, value in touched.items():
+        of_group: Filter = Eq(field, key)
+        where = of_group if wanted.where is None else And((wanted.where, of_group))
+        members = msgspec.structs.replace(wanted, where=where, group_by=None, group_size=1, k=wanted.group_size)
+        found = yield from _search_shards(router, buffer, query, members, at)
+        others = _without(found.hits[0], buffer)
+        parts.append(msgspec.structs.replace(others, groups=[value] * len(others.ids)))
+    return merge_groups(parts, sum(len(part.ids) for part in parts), wanted.group_size)
 
 
 def _own_groups(buffer: WriteBuffer, query: Float32Array, wanted: SearchOptions, field: str) -> Hits:

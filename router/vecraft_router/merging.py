@@ -5,7 +5,7 @@ Hits merge by (distance, record id), rows by record id. All functions are pure a
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence, Set
 from itertools import chain, repeat
 from typing import TypeVar
 
@@ -29,15 +29,43 @@ def merge_texts(parts: Sequence[Hits], k: int) -> Hits:
     return _merged(parts, k, [[-score for score in part.scores or ()] for part in parts])
 
 
-def merge_groups(parts: Sequence[Hits], k: int) -> Hits:
-    """Return the nearest hit of each group in any of the answers, of the k nearest groups."""
+def merge_groups(parts: Sequence[Hits], k: int, size: int) -> Hits:
+    """Return the nearest hits, up to ``size``, of each of the k nearest groups in any of the answers, nearest first."""
     ranked = _merged(parts, sum(len(part.ids) for part in parts), [part.distances for part in parts])
-    if ranked.groups is None:
-        return take_hits(ranked, ())
-    first: dict[Key, int] = {}
-    for row, value in enumerate(ranked.groups):
-        first.setdefault(key_of(value), row)
-    return take_hits(ranked, list(first.values())[:k])
+    chosen: dict[Key, int] = {}
+    rows = []
+    for row, key in enumerate(group_keys(ranked)):
+        taken = chosen.get(key, 0)
+        if taken < size and (taken or len(chosen) < k):
+            chosen[key] = taken + 1
+            rows.append(row)
+    return take_hits(ranked, rows)
+
+
+def lacking_groups(merged: Hits, parts: Mapping[int, Hits], k: int) -> dict[int, frozenset[Key]]:
+    """Return which shards may have more of the groups that were chosen, and of which groups each.
+
+    A shard that named fewer than k groups has no others; one with k may have passed over a group of which other shards
+    have nearer members.
+
+    Args:
+        merged: What :func:`merge_groups` made of the parts.
+        parts: The answer of each shard.
+        k: How many groups were asked for.
+    """
+    chosen = frozenset(group_keys(merged))
+    named = {shard: set(group_keys(part)) for shard, part in parts.items()}
+    return {shard: chosen - keys for shard, keys in named.items() if len(keys) >= k and chosen - keys}
+
+
+def only_groups(hits: Hits, keys: Set[Key]) -> Hits:
+    """Return the hits that are of these groups."""
+    return take_hits(hits, [row for row, key in enumerate(group_keys(hits)) if key in keys])
+
+
+def group_keys(hits: Hits) -> list[Key]:
+    """Return the group of each hit, of a search that groups."""
+    return [key_of(value) for value in hits.groups or ()]
 
 
 def _merged(parts: Sequence[Hits], k: int, keys: Sequence[Sequence[float]]) -> Hits:

@@ -19,6 +19,7 @@ done again at a fresh one.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any, TypeVar
 
 import msgspec
@@ -29,7 +30,7 @@ from vecraft_data_model.errors import (
     ShardUnavailableError,
     VecraftError,
 )
-from vecraft_data_model.filters import DocumentFilter, Filter
+from vecraft_data_model.filters import And, DocumentFilter, Filter, In, Key
 from vecraft_data_model.hlc import physical_ms, timestamp_of
 from vecraft_data_model.messages import (
     CHOOSE_SNAPSHOT,
@@ -43,6 +44,7 @@ from vecraft_data_model.messages import (
     DescribeReply,
     Float32Array,
     Get,
+    Hits,
     ListCollections,
     ReadRequest,
     Response,
@@ -59,7 +61,15 @@ from vecraft_data_model.text_ranking import TextQuery, TextStatistics, fusion_de
 from vecraft_router.asking import Asker, MapChanged, Patience, unexpected
 from vecraft_router.effects import Ask, Flow
 from vecraft_router.fusion import joined
-from vecraft_router.merging import concat_rows, in_order_of, merge_groups, merge_hits, merge_texts
+from vecraft_router.merging import (
+    concat_rows,
+    in_order_of,
+    lacking_groups,
+    merge_groups,
+    merge_hits,
+    merge_texts,
+    only_groups,
+)
 from vecraft_router.options import Bounded, ReadOptions
 from vecraft_router.paging import Pages
 from vecraft_router.results import Found
@@ -94,9 +104,6 @@ class Reader:
         if text is not None and text.fusion is not None:
             return (yield from self._search_texts(collection, queries, wanted, text, options))
 
-        def request(_: object, snapshot: int, min_ts: int) -> Search:
-            return Search(snapshot=snapshot, min_ts=min_ts, collection=collection, queries=queries, options=wanted)
-
         shards = state.cluster_map.shards()
         if len(shards) == 1 and options.consistency == "session" and options.as_of is None:
             # The hot path of an embedded database: one question, no planning. Anything unusual goes the long way.
@@ -104,13 +111,18 @@ class Reader:
             deadline = options.deadline or state.clock.monotonic() + state.config.timeout_s
             if options.min_ts > state.hlc.last:
                 state.observe(options.min_ts)
-            replies = yield Ask({shard: request(None, CHOOSE_SNAPSHOT, state.hlc.last)}, deadline)
+            asked = Search(min_ts=state.hlc.last, collection=collection, queries=queries, options=wanted)
+            replies = yield Ask({shard: asked}, deadline)
             reply = replies[shard]
             if type(reply) is SearchReply:
                 if reply.snapshot > state.hlc.last:
                     state.observe(reply.snapshot)
                 explain = None if reply.explain is None else {shard: reply.explain}
                 return Found(reply.snapshot, reply.hits, (), explain, reply.statistics)
+
+        def request(_: object, snapshot: int, min_ts: int) -> Search:
+            return Search(snapshot=snapshot, min_ts=min_ts, collection=collection, queries=queries, options=wanted)
+
         missing: set[int] | None = set() if options.partial else None
         if text is not None and text.statistics is None and len(shards) > 1:
             options = _until(options, self._deadline(options))
@@ -120,9 +132,12 @@ class Reader:
         snapshot, answers = yield from self._read(options, _every_owner, request, missing)
         parts = [answer for answer in answers.values() if isinstance(answer, SearchReply)]
         hits = parts[0].hits
-        if len(parts) > 1:
-            merge = merge_hits if wanted.group_by is None else merge_groups
-            hits = [merge(rivals, wanted.k) for rivals in zip(*(part.hits for part in parts), strict=True)]
+        if len(parts) > 1 and wanted.group_by is not None:
+            found = {shard: answer.hits for shard, answer in answers.items() if isinstance(answer, SearchReply)}
+            at = ReadOptions(as_of=snapshot, deadline=self._deadline(options))
+            hits = yield from self._merge_groups(request(None, snapshot, 0), wanted.group_by, found, at, missing)
+        elif len(parts) > 1:
+            hits = [merge_hits(rivals, wanted.k) for rivals in zip(*(part.hits for part in parts), strict=True)]
             if text is not None:
                 hits[-1] = merge_texts([part.hits[-1] for part in parts], wanted.k)
         plans = {
@@ -142,6 +157,49 @@ class Reader:
         both = msgspec.structs.replace(wanted, k=fusion_depth(wanted.k), text=apart)
         found = yield from self.search(collection, queries, both, options)
         return msgspec.structs.replace(found, hits=[joined(found.hits, text.fusion or "rrf", wanted.k)])
+
+    def _merge_groups(
+        self,
+        search: Search,
+        field: str,
+        found: Mapping[int, Sequence[Hits]],
+        at: ReadOptions,
+        missing: set[int] | None,
+    ) -> Flow[list[Hits]]:
+        """Merge the groups of all shards, per query, and ask a shard for its members of groups that it did not name.
+
+        Args:
+            search: What was asked.
+            field: Its ``group_by``.
+            found: The answers of each shard, one per query.
+            at: The snapshot they were given at, and until when to ask for more.
+            missing: As for :meth:`_read`.
+        """
+        wanted = search.options
+        merged = []
+        for number in range(len(search.queries)):
+            query = search.queries[number : number + 1]
+            parts = {shard: hits[number] for shard, hits in found.items()}
+            groups = merge_groups(list(parts.values()), wanted.k, wanted.group_size)
+            lacking = lacking_groups(groups, parts, wanted.k) if wanted.group_size > 1 else {}
+            if lacking:
+
+                def request(keys: frozenset[Key], snapshot: int, _: int, query: Float32Array = query) -> Search:
+                    inside: Filter = In(field, keys)
+                    where = inside if wanted.where is None else And((wanted.where, inside))
+                    rest = msgspec.structs.replace(wanted, where=where, k=len(keys), explain=False)
+                    return msgspec.structs.replace(search, snapshot=snapshot, queries=query, options=rest)
+
+                targets = partial(_same_shards, lacking)
+                _, answers = yield from self._read(at, targets, request, missing)
+                more = [
+                    only_groups(answer.hits[0], lacking[shard])
+                    for shard, answer in answers.items()
+                    if isinstance(answer, SearchReply)
+                ]
+                groups = merge_groups([groups, *more], wanted.k, wanted.group_size)
+            merged.append(groups)
+        return merged
 
     def _count_words(
         self, collection: str, words: tuple[str, ...], options: ReadOptions, missing: set[int] | None
@@ -377,6 +435,10 @@ def _list_request(_: object, snapshot: int, min_ts: int) -> ListCollections:
 
 def _only(shard: int) -> Callable[[ClusterMap], dict[int, None]]:
     return lambda _: {shard: None}
+
+
+def _same_shards(parts: Mapping[int, _Part], _: ClusterMap) -> Mapping[int, _Part]:
+    return parts
 
 
 def _every_owner(cluster_map: ClusterMap) -> dict[int, None]:

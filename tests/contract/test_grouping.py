@@ -1,4 +1,4 @@
-"""Searches that group by a metadata field: exactly the best of each of the k best groups."""
+"""Searches that group by a metadata field: exactly the best, or the best few, of each of the k best groups."""
 
 from __future__ import annotations
 
@@ -48,6 +48,7 @@ def expected(
     k: int,
     field: str = "group",
     keep: Callable[[dict[str, Any]], bool] = lambda metadata: True,
+    size: int = 1,
 ) -> list[str]:
     ranked = []
     for record_id, (vector, metadata) in model.items():
@@ -58,10 +59,13 @@ def expected(
             if value is not ...:
                 difference = np.array(vector, np.float32).astype(np.float64) - np.array(query, np.float32)
                 ranked.append((float(np.float32((difference**2).sum())), record_id, key(value)))
-    first: dict[str, str] = {}
-    for _, record_id, group in sorted(ranked):
-        first.setdefault(group, record_id)
-    return list(first.values())[:k]
+    ranked.sort()
+    best = list(dict.fromkeys(group for _, _, group in ranked))[:k]
+    found = []
+    for _, record_id, group in ranked:
+        if group in best and sum(of == group for _, of in found) < size:
+            found.append((record_id, group))
+    return [record_id for record_id, _ in found]
 
 
 def ids(hits: list[Any]) -> list[str]:
@@ -93,6 +97,45 @@ def test_the_best_of_each_of_the_best_groups(
         client.checkpoint(index=True)
 
 
+@pytest.mark.parametrize("field", ["group", "deep.n", "n"])
+def test_the_best_few_of_each_of_the_best_groups(
+    client: VecraftClient, grouped: tuple[str, dict[str, Record]], field: str
+) -> None:
+    collection, model = grouped
+    rng = random.Random(3)
+    for _ in range(2):
+        for k, size in ((1, 2), (5, 3), (3, 40), (100, 2)):
+            query = [rng.gauss(0, 1) for _ in range(DIM)]
+            packet = QueryPacket(query, k, exact=True, group_by=field, group_size=size)
+            hits = client.search(collection, packet)
+            assert ids(hits) == expected(model, query, k, field, size=size)
+            for hit in hits:
+                assert hit.metadata == model[hit.record_id][1]
+        client.checkpoint(index=True)
+
+
+def test_a_group_of_few_is_whole_and_others_are_full(
+    client: VecraftClient, grouped: tuple[str, dict[str, Record]]
+) -> None:
+    collection, model = grouped
+    query = [0.2] * DIM
+    packet = QueryPacket(
+        query, 4, where={"n": {"$lt": 3}}, exact=True, group_by="group", group_size=5, include=["vector"]
+    )
+    hits = client.search(collection, packet)
+    assert ids(hits) == expected(model, query, 4, keep=lambda m: m["n"] < 3, size=5)
+    for hit in hits:
+        assert hit.vector is not None and np.array_equal(hit.vector, np.array(model[hit.record_id][0], np.float32))
+    limit = hits[6].distance
+    near = client.search(
+        collection,
+        QueryPacket(
+            query, 4, where={"n": {"$lt": 3}}, exact=True, group_by="group", group_size=5, max_distance=limit
+        ),
+    )
+    assert ids(near) == ids(hits[:7])
+
+
 def test_only_what_matches_is_grouped(client: VecraftClient, grouped: tuple[str, dict[str, Record]]) -> None:
     collection, model = grouped
     query = [0.0] * DIM
@@ -113,6 +156,8 @@ def test_several_queries_are_grouped_each_for_itself(
     queries = np.random.default_rng(2).normal(size=(7, DIM)).astype(np.float32)
     answers = client.search_many(collection, queries, k=4, exact=True, group_by="group")
     assert [ids(hits) for hits in answers] == [expected(model, query.tolist(), 4) for query in queries]
+    answers = client.search_many(collection, queries, k=4, exact=True, group_by="group", group_size=3)
+    assert [ids(hits) for hits in answers] == [expected(model, query.tolist(), 4, size=3) for query in queries]
 
 
 def test_groups_follow_updates_and_deletes(client: VecraftClient, grouped: tuple[str, dict[str, Record]]) -> None:
@@ -177,6 +222,9 @@ def test_a_transaction_groups_what_it_sees(client: VecraftClient, grouped: tuple
         filtered = QueryPacket(query, 12, where={"n": {"$gte": 4}}, exact=True, group_by="group")
         wanted = expected(now, query, 12, keep=lambda metadata: metadata.get("n", 0) >= 4)
         assert ids(tx.search(collection, filtered)) == wanted
+        for k, size in ((2, 2), (5, 4), (30, 50)):
+            several = QueryPacket(query, k, exact=True, group_by="group", group_size=size)
+            assert ids(tx.search(collection, several)) == expected(now, query, k, size=size)
     assert client.search(collection, packet) == inside
 
 
@@ -186,6 +234,23 @@ def test_refuses_what_is_no_field(client: VecraftClient, guarded: str, group_by:
         client.search(guarded, QueryPacket([1.0] * 4, group_by=group_by))
     with pytest.raises(InvalidDataException, match="group_by must be"):
         client.search_many(guarded, [[1.0] * 4], group_by=group_by)
+
+
+@pytest.mark.parametrize("group_size", [0, -1, 1.5, "2", True, 2**20 + 1])
+def test_refuses_what_is_no_size(client: VecraftClient, guarded: str, group_size: Any) -> None:
+    with pytest.raises(InvalidDataException, match="group_size must be"):
+        client.search(guarded, QueryPacket([1.0] * 4, group_by="label", group_size=group_size))
+    with pytest.raises(InvalidDataException, match="group_size must be"):
+        client.search_many(guarded, [[1.0] * 4], group_by="label", group_size=group_size)
+
+
+def test_refuses_a_size_without_groups_and_more_hits_than_a_search_may_have(
+    client: VecraftClient, guarded: str
+) -> None:
+    with pytest.raises(InvalidDataException, match="group_size goes with group_by"):
+        client.search(guarded, QueryPacket([1.0] * 4, group_size=2))
+    with pytest.raises(InvalidDataException, match="k x group_size"):
+        client.search(guarded, QueryPacket([1.0] * 4, 2**12, group_by="label", group_size=2**9))
 
 
 def test_explains_how_it_grouped(client: VecraftClient, grouped: tuple[str, dict[str, Record]]) -> None:

@@ -17,7 +17,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from vecraft_data_model import CollectionSchema, DataPacket, QueryPacket
-from vecraft_data_model.filters import matches, matches_document, parse_where, parse_where_document
+from vecraft_data_model.filters import key_of, matches, matches_document, parse_where, parse_where_document
 from vecraft_db.client.vecraft_client import VecraftClient
 
 Matrix = npt.NDArray[np.float32]
@@ -117,6 +117,57 @@ def test_what_matches_is_found_whatever_the_filter(
             assert [hit.distance for hit in hits] == [far for far, _ in nearest], "k of them whenever k match"
             if exact:
                 assert [hit.record_id for hit in hits] == [i for _, i in nearest]
+    client.drop_collection(name)
+
+
+# ------------------------------------------------------------------------------------------------------------ groups
+
+
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    batches=batches,
+    gone=st.sets(st.sampled_from([f"r{n}" for n in range(12)]), max_size=4),
+    where=st.one_of(st.none(), wheres),
+    query=st.lists(st.integers(-3, 3), min_size=3, max_size=3),
+    field=st.sampled_from("abc"),
+    k=st.integers(1, 6),
+    size=st.integers(1, 5),
+)
+def test_the_nearest_of_each_of_the_nearest_groups(
+    client: VecraftClient,
+    batches: list[tuple[dict[str, Any], bool]],
+    gone: set[str],
+    where: dict[str, Any] | None,
+    query: list[int],
+    field: str,
+    k: int,
+    size: int,
+) -> None:
+    name = f"c{next(_numbers)}"
+    client.create_collection(CollectionSchema(name=name, dim=3))
+    model: dict[str, Any] = {}
+    for batch, settle in batches:
+        if batch:
+            client.upsert(name, [DataPacket(i, *record) for i, record in batch.items()])
+            model |= batch
+        if settle:
+            client.checkpoint(index=True)
+    client.delete_many(name, sorted(gone))
+    parsed = None if where is None else parse_where(where)
+    ranked = sorted(
+        (float(sum((a - b) ** 2 for a, b in zip(vector, query, strict=True))), i, key_of(fields[field]))
+        for i, (vector, fields, _) in model.items()
+        if i not in gone and fields is not None and field in fields and (parsed is None or matches(parsed, fields))
+    )
+    nearest = list(dict.fromkeys(key for _, _, key in ranked))[:k]
+    places: dict[Any, int] = {}
+    expected = []
+    for _, i, key in ranked:
+        places[key] = places.get(key, 0) + 1
+        if key in nearest and places[key] <= size:
+            expected.append(i)
+    packet = QueryPacket(query, k, where, exact=True, group_by=field, group_size=size)
+    assert [hit.record_id for hit in client.search(name, packet)] == expected
     client.drop_collection(name)
 
 

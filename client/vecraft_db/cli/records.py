@@ -99,6 +99,7 @@ def search(
     text: Annotated[str | None, typer.Option(help="Words to rank documents by, alone or besides a vector.")] = None,
     fusion: Annotated[str, typer.Option(help="How both rankings become one: rrf, or weights 0.7,0.3.")] = "rrf",
     group_by: Annotated[str | None, typer.Option(help="The nearest of each value of this field only.")] = None,
+    group_size: Annotated[int, typer.Option(help="With --group-by: how many of each value.")] = 1,
     vectors: WithVectors = False,
 ) -> None:
     """Find the nearest records."""
@@ -120,6 +121,7 @@ def search(
         query_text=text,
         fusion="rrf" if fusion == "rrf" else vector_value(fusion, "--fusion"),
         group_by=group_by,
+        group_size=group_size,
     )
     rows = []
     for result in session.client.search(collection, query):

@@ -263,6 +263,7 @@ class AsyncVecraftClient(AbstractAsyncContextManager["AsyncVecraftClient"]):
         max_distance: float | None = None,
         include: Iterable[str] = DEFAULT_INCLUDE,
         group_by: str | None = None,
+        group_size: int = 1,
         consistency: Consistency | None = None,
         as_of: int | datetime | None = None,
         timeout: float | None = None,
@@ -270,7 +271,7 @@ class AsyncVecraftClient(AbstractAsyncContextManager["AsyncVecraftClient"]):
     ) -> list[list[SearchResult]]:
         """As ``VecraftClient.search_many``."""
         wanted = SearchOptions.checked(
-            k, where, where_document, ef, exact, max_distance, include, group_by=group_by
+            k, where, where_document, ef, exact, max_distance, include, group_by=group_by, group_size=group_size
         )
         options = self._options(consistency, as_of, timeout, partial)
         return await self._run(self._operations.search_many(collection, queries, wanted, options))

@@ -61,11 +61,12 @@ class _Reads:
         max_distance: float | None = None,
         include: Iterable[str] = DEFAULT_INCLUDE,
         group_by: str | None = None,
+        group_size: int = 1,
         timeout: float | None = None,
     ) -> list[list[SearchResult]]:
         """Return the k nearest records to each query (q, dim)."""
         wanted = SearchOptions.checked(
-            k, where, where_document, ef, exact, max_distance, include, group_by=group_by
+            k, where, where_document, ef, exact, max_distance, include, group_by=group_by, group_size=group_size
         )
         return await self._engine.run_async(
             self._operations.search_many(collection, queries, wanted, self._options(timeout))
@@ -134,7 +135,7 @@ class AsyncTransaction(_Reads, AbstractAsyncContextManager["AsyncTransaction"]):
     def __init__(
         self, engine: Engine, transaction: InteractiveTransaction, settings: Settings, timeout: float | None
     ) -> None:
-        super().__init__(engine, TransactionRouter(engine.router, transaction), settings)
+        super().__init__(engine, TransactionRouter(engine.router, transaction, timeout), settings)
         self._transaction = transaction
         self._timeout = timeout
         self.result: CommitResult | None = None
@@ -230,9 +231,6 @@ class AsyncTransaction(_Reads, AbstractAsyncContextManager["AsyncTransaction"]):
     def abort(self) -> None:
         """Drop all writes."""
         self._transaction.abort()
-
-    def _options(self, timeout: float | None) -> ReadOptions:
-        return self._operations.options(timeout=self._timeout if timeout is None else timeout)
 
     async def __aenter__(self) -> Self:
         await self._engine.run_async(self._transaction.begin(deadline=self._engine.router.deadline(self._timeout)))

@@ -299,6 +299,7 @@ class VecraftClient(AbstractContextManager["VecraftClient"]):
         max_distance: float | None = None,
         include: Iterable[str] = DEFAULT_INCLUDE,
         group_by: str | None = None,
+        group_size: int = 1,
         consistency: Consistency | None = None,
         as_of: int | datetime | None = None,
         timeout: float | None = None,
@@ -306,7 +307,7 @@ class VecraftClient(AbstractContextManager["VecraftClient"]):
     ) -> list[list[SearchResult]]:
         """Return the k nearest records to each of ``queries`` (q, dim), all at one snapshot."""
         wanted = SearchOptions.checked(
-            k, where, where_document, ef, exact, max_distance, include, group_by=group_by
+            k, where, where_document, ef, exact, max_distance, include, group_by=group_by, group_size=group_size
         )
         options = self._options(consistency, as_of, timeout, partial)
         return self._run(self._operations.search_many(collection, queries, wanted, options))

@@ -59,6 +59,7 @@ FusionOf = Annotated[
     ),
 ]
 GroupBy = Annotated[Any, _any("The nearest of each value of this metadata field, of the k nearest", type="string")]
+GroupSize = Annotated[Any, _any("With group_by: how many of each value", type="integer", minimum=1, default=1)]
 Expect = Annotated[Any, _any('"absent", "present", or the commit timestamp that the records must have')]
 TxnId = Annotated[Any, _any("Chosen by the client, once: a retry with the same id is carried out once", type="string")]
 Payloads = Annotated[Any, _any("Encoded records {b64, sizes}, instead of metadatas and documents", type="object")]
@@ -159,6 +160,7 @@ class Query(Body):
     query_text: QueryText = None
     fusion: FusionOf = "rrf"
     group_by: GroupBy = None
+    group_size: GroupSize = 1
     checksum_algorithm: Any = None
     checksum: Annotated[Any, _any("Accepted and not used: a query is not stored")] = None
 
@@ -190,6 +192,7 @@ class SearchManyBody(Body):
     fusion: FusionOf = "rrf"
     statistics: TextStatistics | None = None
     group_by: GroupBy = None
+    group_size: GroupSize = 1
     partial: bool = False
     explain: bool = False
     format: Format = "rows"

@@ -102,6 +102,7 @@ def test_every_form_comes_back_the_same() -> None:
         QueryPacket(VALUES, query_text="red oak", fusion={"vector": 1, "text": 2}),
         QueryPacket(VALUES, query_text="red oak", fusion=(0.25, 0.5)),
         QueryPacket(VALUES, group_by="a.b"),
+        QueryPacket(VALUES, group_by="a.b", group_size=3),
     ],
 )
 def test_searches_by_text_and_by_group_come_back_the_same(query: QueryPacket) -> None:

@@ -135,7 +135,7 @@ def _wanted(body: Query | SearchManyBody, explain: bool) -> SearchOptions:
     """Return what a body asks for."""
     return SearchOptions.checked(
         body.k, body.where, body.where_document, body.ef, body.exact, body.max_distance, body.include, explain,
-        body.query_text, body.fusion, body.group_by,
+        body.query_text, body.fusion, body.group_by, body.group_size,
     )  # fmt: skip
 
 

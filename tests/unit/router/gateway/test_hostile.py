@@ -140,6 +140,8 @@ SEARCH = [
     ("fusion", {"query_text": "a", "fusion": "best"}, "fusion"),
     ("fusion of nothing", {"query_text": "a", "fusion": [0, 0]}, "fusion"),
     ("group_by", {"group_by": ["a"]}, "group_by"),
+    ("group_size", {"group_by": "a", "group_size": 0}, "group_size"),
+    ("group_size alone", {"group_size": 2}, "group_by"),
 ]
 
 
