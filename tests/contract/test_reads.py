@@ -83,6 +83,24 @@ def test_a_scan_goes_on_behind_its_cursor(client: VecraftClient, collection: str
     assert client.count(collection) == 22
 
 
+def test_a_view_goes_on_behind_cursors_of_its_own_moment_only(client: VecraftClient, collection: str) -> None:
+    ids = fill(client, collection, 6)
+    with client.snapshot() as view, client.transaction() as tx:
+        scan = view.scan(collection, limit=2)
+        assert [packet.record_id for packet in scan] == ids[:2]
+        client.insert(collection, DataPacket("z", [0, 0, 0, 0]))
+        own = tx.scan(collection, limit=4)
+        assert [packet.record_id for packet in own] == ids[:4]
+        with client.snapshot() as later:
+            assert later.count(collection) == 7
+            assert [packet.record_id for packet in view.scan(collection, cursor=scan.cursor)] == ids[2:]
+            assert [packet.record_id for packet in tx.scan(collection, cursor=own.cursor)] == ids[4:]
+            with pytest.raises(InvalidDataException, match="this cursor goes on at snapshot"):
+                list(later.scan(collection, cursor=scan.cursor))
+        with client.transaction() as other, pytest.raises(InvalidDataException, match="cursor"):
+            list(other.scan(collection, cursor=own.cursor))
+
+
 def test_a_cursor_in_the_middle_of_a_page(client: VecraftClient, collection: str) -> None:
     ids = fill(client, collection, 20)
     scan = client.scan(collection)

@@ -98,6 +98,10 @@ class ScanPager:
             with_vectors="vector" in self._parts,
             options=options,
         )
+        if self.snapshot not in (None, reply.snapshot):
+            raise InvalidDataException(
+                f"this cursor goes on at snapshot {self.snapshot}, but this view reads at {reply.snapshot}"
+            )
         self.snapshot = reply.snapshot
         self.more = reply.more
         if reply.rows.ids:

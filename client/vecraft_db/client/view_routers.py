@@ -43,15 +43,22 @@ class TransactionRouter:
     Args:
         router: The router that the transaction is built on.
         transaction: The transaction.
+        timeout: Seconds for each call that does not say; None: the router's default.
     """
 
-    def __init__(self, router: FlowRouter, transaction: InteractiveTransaction) -> None:
+    def __init__(
+        self, router: FlowRouter, transaction: InteractiveTransaction, timeout: float | None = None
+    ) -> None:
         self._router = router
+        self._timeout = timeout
         self.transaction = transaction
 
     def deadline(self, timeout: float | None = None) -> float:
-        """As the router's."""
-        return self._router.deadline(timeout)
+        """As the router's, with this transaction's default."""
+        return self._router.deadline(self._timeout if timeout is None else timeout)
+
+    def _until(self, options: ReadOptions) -> float:
+        return self.deadline() if options.deadline is None else options.deadline
 
     def commit(
         self,
@@ -96,7 +103,7 @@ class TransactionRouter:
     ) -> Flow[Commit]:
         """Buffer the deletion of what matches, own writes included."""
         count = yield from self.transaction.delete_where(
-            collection, where=where, where_document=where_document, deadline=options.deadline
+            collection, where=where, where_document=where_document, deadline=self._until(options)
         )
         return Commit(CommitResult(self.transaction.txn_id or "", 0, count))
 
@@ -104,7 +111,7 @@ class TransactionRouter:
         self, collection: str, ids: Sequence[str], options: ReadOptions = DEFAULT_OPTIONS, *, with_vectors: bool = True
     ) -> Flow[RowsReply]:
         """As the router's, own writes included."""
-        return self.transaction.get(collection, ids, with_vectors=with_vectors, deadline=options.deadline)
+        return self.transaction.get(collection, ids, with_vectors=with_vectors, deadline=self._until(options))
 
     def search(
         self,
@@ -114,7 +121,7 @@ class TransactionRouter:
         options: ReadOptions = DEFAULT_OPTIONS,
     ) -> Flow[Found]:
         """As the router's, own writes included."""
-        return self.transaction.search(collection, queries, wanted, deadline=options.deadline)
+        return self.transaction.search(collection, queries, wanted, deadline=self._until(options))
 
     def scan_page(
         self,
@@ -137,7 +144,7 @@ class TransactionRouter:
             where_document=where_document,
             with_payloads=with_payloads,
             with_vectors=with_vectors,
-            deadline=options.deadline,
+            deadline=self._until(options),
         )
 
     def count(
@@ -150,16 +157,16 @@ class TransactionRouter:
     ) -> Flow[CountReply]:
         """As the router's, own writes included."""
         return self.transaction.count(
-            collection, where=where, where_document=where_document, deadline=options.deadline
+            collection, where=where, where_document=where_document, deadline=self._until(options)
         )
 
     def list_collections(self, options: ReadOptions = DEFAULT_OPTIONS) -> Flow[CatalogReply]:
         """As the router's, own changes included."""
-        return self.transaction.list_collections(deadline=options.deadline)
+        return self.transaction.list_collections(deadline=self._until(options))
 
     def describe(self, collection: str, options: ReadOptions = DEFAULT_OPTIONS) -> Flow[CollectionInfo]:
         """As the router's, own changes included."""
-        return self.transaction.describe(collection, deadline=options.deadline)
+        return self.transaction.describe(collection, deadline=self._until(options))
 
 
 class SnapshotRouter:

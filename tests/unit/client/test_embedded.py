@@ -20,6 +20,7 @@ from vecraft_data_model.errors import (
     ShardUnavailableError,
     SnapshotTooOldError,
     StorageFailureException,
+    TimeoutException,
 )
 from vecraft_db.client.async_client import AsyncVecraftClient
 from vecraft_db.client.vecraft_client import VecraftClient
@@ -181,6 +182,27 @@ def test_a_closed_client_refuses(tmp_path: Path) -> None:
     ):
         with pytest.raises(ShardUnavailableError):
             call()
+
+
+def test_the_timeout_of_a_transaction_is_that_of_all_its_calls() -> None:
+    with VecraftClient(root=":memory:", timeout=1e-6) as client:
+        client.create_collection(CollectionSchema(name="c", dim=2), timeout=10)
+        with pytest.raises(TimeoutException):
+            client.count("c")
+        with client.transaction(timeout=10) as tx:
+            assert tx.insert("c", DataPacket("a", [1, 2])) is None
+            tx.upsert("c", ids=["b", "d"], vectors=[[1, 2], [3, 4]])
+            assert tx.delete("c", "b") is not None
+            assert tx.delete_many("c", where={"x": 1}) == 0
+            assert [packet.record_id for packet in tx.scan("c")] == ["a", "d"]
+            assert tx.count("c") == 2
+            assert tx.get("c", "a").record_id == "a"
+            assert len(tx.search("c", QueryPacket([1, 2]))) == 2
+            tx.set_alias("other", "c")
+            assert tx.list_aliases() == {"other": "c"}
+            with pytest.raises(TimeoutException):
+                tx.count("c", timeout=1e-9)
+        assert client.count("c", timeout=10) == 2
 
 
 def test_a_damaged_file_is_named_and_nothing_else_is_opened(tmp_path: Path) -> None:
