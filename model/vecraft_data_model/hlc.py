@@ -61,31 +61,33 @@ class HybridLogicalClock:
     Args:
         last: The timestamp to start above (for a restarted shard, its durable ceiling).
         max_clock_skew_ms: How far ahead of physical time a received timestamp may be.
+
+    Attributes:
+        last: The highest timestamp issued or observed; to be read only. Every read looks at it several times, so it is
+            no property.
     """
 
-    __slots__ = ("_last", "_lock", "max_clock_skew_ms")
+    __slots__ = ("_lock", "last", "max_clock_skew_ms")
 
     def __init__(self, last: int = 0, max_clock_skew_ms: int = DEFAULT_MAX_CLOCK_SKEW_MS) -> None:
-        self._last = last
+        self.last = last
         self._lock = threading.Lock()
         self.max_clock_skew_ms = max_clock_skew_ms
-
-    @property
-    def last(self) -> int:
-        """The highest timestamp issued or observed."""
-        return self._last
 
     def tick(self, now_ms: int) -> int:
         """Issue a timestamp above all issued and observed before."""
         with self._lock:
-            self._last = max(self._last + 1, now_ms << COUNTER_BITS)
-            return self._last
+            self.last = max(self.last + 1, now_ms << COUNTER_BITS)
+            return self.last
 
     def now(self, now_ms: int) -> int:
         """Return the current time, which may equal an issued timestamp; what is issued later is above it."""
+        present, last = now_ms << COUNTER_BITS, self.last
+        if last >= present:  # it never moves back, so this needs no lock
+            return last
         with self._lock:
-            self._last = max(self._last, now_ms << COUNTER_BITS)
-            return self._last
+            self.last = max(self.last, present)
+            return self.last
 
     def observe(self, received: int, now_ms: int) -> int:
         """Move the clock to at least ``received``.
@@ -93,7 +95,7 @@ class HybridLogicalClock:
         Raises:
             ClockSkewError: ``received`` is too far ahead; the clock is left as it was.
         """
-        if received > self._last:
+        if received > self.last:
             ahead_ms = (received >> COUNTER_BITS) - now_ms
             if ahead_ms > self.max_clock_skew_ms:
                 raise ClockSkewError(
@@ -103,5 +105,5 @@ class HybridLogicalClock:
                     ahead_ms=ahead_ms,
                 )
             with self._lock:
-                self._last = max(self._last, received)
-        return self._last
+                self.last = max(self.last, received)
+        return self.last

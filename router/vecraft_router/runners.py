@@ -140,8 +140,11 @@ class SyncRunner:
         return reply.responses[0]
 
     def _call_all(self, requests: dict[int, Request], deadline: float) -> dict[int, Response]:
-        if len(requests) < 2:
-            return {shard: self._call(shard, request, deadline) for shard, request in requests.items()}
+        if len(requests) == 1:
+            [(shard, request)] = requests.items()
+            return {shard: self._call(shard, request, deadline)}
+        if not requests:
+            return {}
         (last, last_request), *others = reversed(requests.items())
         futures: dict[int, Future[Response]] = {}
         responses: dict[int, Response] = dict.fromkeys(requests, _CLOSED)

@@ -216,7 +216,7 @@ class Shard:
 
     def _guarded(self, request: Request, now_ms: int, clock: int = 0, map_epoch: int = 0) -> Response:
         try:
-            if clock or map_epoch:
+            if clock > self._state.timeline.clock.last or (map_epoch and self._state.config.map_epoch):
                 refusal = self._refusal(now_ms, clock, map_epoch)
                 if refusal is not None:
                     return refusal

@@ -90,6 +90,7 @@ class Reader:
 
     def __init__(self, state: ShardState, raise_ceiling: Callable[[int, int], None], costs: Costs) -> None:
         self._state = state
+        self._shared = state.latch.shared()
         self._costs = costs
         self._raise_ceiling = raise_ceiling
 
@@ -112,7 +113,7 @@ class Reader:
             return Undecided(blocking)
         if snapshot > timeline.ceiling:
             self._raise_ceiling(snapshot, now_ms)
-        with state.latch.shared():
+        with self._shared:
             timeline.check_readable(snapshot)
             if isinstance(request, ListCollections):
                 return CatalogReply(snapshot, *state.catalog.listing(snapshot))
@@ -259,7 +260,8 @@ def _check_queries(queries: Float32Array, schema: CollectionSchema) -> None:
     """Raise if a query is not of the collection's dimension, not finite, or has no direction under cosine."""
     if queries.shape == (1, schema.dim) and queries.dtype == np.float32:
         query = queries[0]
-        if 0 < float(query.dot(query)) <= MAX_NORM_SQUARED:  # false for NaN, too
+        # Not ``dot``: that would let go of the interpreter's lock, and many threads would pass it around.
+        if 0 < float(query @ query) <= MAX_NORM_SQUARED:  # false for NaN, too
             return
     as_matrix(queries, schema.dim, metric=schema.metric, what="query")
 

@@ -42,6 +42,8 @@ _INITIAL_CAPACITY = 1024
 _SEED = 100
 _READ_BYTES = 1 << 20
 _TINY_SQUARE = 1e-30
+_SURELY_LONG = 2e-15
+"""One number of this size already makes a square above the tiny ones."""
 _SHORTEST = np.float32(1e-45)
 
 
@@ -229,8 +231,12 @@ class HnswIndex:
 
 def _lengthened(vectors: Float32Array) -> Float32Array:
     """Make very short vectors unit ones: hnswlib, which normalises under cosine, would lose them to underflow."""
-    if len(vectors) == 1:  # the common case, in half a microsecond
-        shortest = vectors[0].dot(vectors[0])
+    if len(vectors) == 1:
+        # The common query is told by its first number. ``dot`` would let go of the interpreter's lock, and a search
+        # that other threads run beside has to wait for it then.
+        if abs(vectors.item(0)) >= _SURELY_LONG:
+            return vectors
+        shortest = vectors[0] @ vectors[0]
     else:
         shortest = np.vecdot(vectors, vectors).min(initial=np.inf)
     if shortest >= _TINY_SQUARE:
