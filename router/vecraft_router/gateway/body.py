@@ -150,8 +150,14 @@ def _no_constant(name: str) -> NoReturn:
     raise _malformed(f"{name} is not JSON")
 
 
-def read_as(request: Request, shape: type[T]) -> T:
+def read_as(request: Request, shape: type[T], *, optional: bool = False) -> T:
     """Parse the request's body into a msgspec struct whose keys are all there are.
+
+    Args:
+        request: The request, its body read.
+        shape: The struct.
+        optional: Whether no body at all says as much as an object without keys. An empty body that claims to be JSON
+            is none.
 
     Raises:
         Problem: 422 when it is not JSON, or not an object; 415 when it claims to be something else.
@@ -164,7 +170,9 @@ def read_as(request: Request, shape: type[T]) -> T:
             raise Problem(
                 415, "unsupported_media_type", f"Content-Type must be application/json, got {content_type[:80]!r}"
             )
-    return convert(parse_json(request.scope["vecraft.body"] or b""), shape)
+    body = request.scope["vecraft.body"]
+    nothing = optional and not body and content_type is None
+    return convert({} if nothing else parse_json(body), shape)
 
 
 def convert(data: Any, shape: type[T]) -> T:

@@ -257,7 +257,10 @@ class TransactionBody(Body):
     txn_id: TxnId = None
     snapshot: Annotated[Any, _any("The timestamp it read at", type="integer")] = None
     isolation: Literal["snapshot", "serializable"] | None = None
-    reads: Annotated[list[Any], Meta(description="[collection, record_id] pairs that were read by id")] = []
+    reads: Annotated[
+        list[Any],
+        Meta(description="Records read by id: [collection, record_id], or an object with these two keys"),
+    ] = []
     preimages: Annotated[bool, Meta(description="Answer with the records that were replaced or deleted")] = False
     format: Format = "rows"
 
@@ -265,7 +268,13 @@ class TransactionBody(Body):
 class SnapshotBody(Body):
     """Pin a snapshot: at a timestamp, or now. Pinning the same ``pin_id`` again renews it."""
 
-    as_of: Annotated[Any, _any("A commit timestamp; now if it is left out", type="integer")] = None
+    as_of: Annotated[
+        Any,
+        _any(
+            "A commit timestamp, or an ISO 8601 datetime (UTC if it has no offset); now if it is left out",
+            type=["integer", "string"],
+        ),
+    ] = None
     ttl_ms: Annotated[Any, _any("How long it is held", type="integer", default=60000)] = 60_000
     pin_id: Annotated[Any, _any("Chosen by the gateway if it is left out", type="string")] = None
 

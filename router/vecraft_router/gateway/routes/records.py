@@ -131,7 +131,7 @@ class _Records:
 
     async def scan(self, request: Request) -> Response:
         call = self._gateway.call(request)
-        body = read_as(request, ScanBody)
+        body = read_as(request, ScanBody, optional=True)
         name = validate_name(call.path("c"))
         include = include_of(body.include)
         limit = check_integer(body.limit, "limit", 1, SCAN_PAGE_MAX)
@@ -176,7 +176,7 @@ class _Records:
 
     async def count(self, request: Request) -> Response:
         call = self._gateway.call(request)
-        body = read_as(request, CountBody)
+        body = read_as(request, CountBody, optional=True)
         where, where_document = parse_filters(body.where, body.where_document)
         name = validate_name(call.path("c"))
         reply = await self._gateway.run(

@@ -95,14 +95,14 @@ class _Service:
 
     async def checkpoint(self, request: Request) -> Response:
         call = self._gateway.call(request)
-        body = read_as(request, CheckpointBody) if request.scope["vecraft.body"] else CheckpointBody()
+        body = read_as(request, CheckpointBody, optional=True)
         router = self._gateway.router
         await self._gateway.run(router.checkpoint(body.compact, body.index, deadline=call.deadline))
         return call.answer({"checkpointed": list(router.state.cluster_map.all_shards())})
 
     async def backup(self, request: Request) -> Response:
         call = self._gateway.call(request)
-        body = read_as(request, BackupBody) if request.scope["vecraft.body"] else BackupBody()
+        body = read_as(request, BackupBody, optional=True)
         if body.path is not None and not isinstance(body.path, str):
             raise InvalidDataException(f"path must be a name, got {str(body.path)[:60]!r}")
         backups = self._gateway.backups

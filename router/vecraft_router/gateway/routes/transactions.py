@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import msgspec
@@ -17,7 +18,8 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from vecraft_data_model.errors import InvalidDataException
-from vecraft_data_model.hlc import INFINITY_TS
+from vecraft_data_model.filters import parse_instant
+from vecraft_data_model.hlc import INFINITY_TS, timestamp_of
 from vecraft_data_model.messages import (
     AlterCollection,
     CreateCollection,
@@ -29,7 +31,14 @@ from vecraft_data_model.messages import (
     SetAlias,
 )
 from vecraft_data_model.schema import CollectionSchema, validate_name
-from vecraft_data_model.validation import check_expect, check_integer, check_record_id, check_record_ids, check_txn_id
+from vecraft_data_model.validation import (
+    check_expect,
+    check_integer,
+    check_record_id,
+    check_record_ids,
+    check_txn_id,
+    shown,
+)
 from vecraft_router.gateway.body import read_as
 from vecraft_router.gateway.columns import rows_to_columns
 from vecraft_router.gateway.context import LARGE_BODY_BYTES, Call, Gateway
@@ -39,6 +48,7 @@ from vecraft_router.gateway.schemas import Operation, SnapshotBody, TransactionB
 
 TTL_MS_MAX = 24 * 3600 * 1000
 EVERYTHING = Include(metadata=True, document=True, vector=True)
+_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
 
 def routes(gateway: Gateway) -> list[Route]:
@@ -92,11 +102,11 @@ class _Transactions:
 
     async def pin(self, request: Request) -> Response:
         call = self._gateway.call(request)
-        body = read_as(request, SnapshotBody)
+        body = read_as(request, SnapshotBody, optional=True)
         ttl_ms = check_integer(body.ttl_ms, "ttl_ms", 1, TTL_MS_MAX)
         options = call.options()
         if body.as_of is not None:
-            as_of: int | None = check_integer(body.as_of, "as_of", 1, INFINITY_TS)
+            as_of: int | None = _moment(body.as_of)
         else:
             as_of = options.as_of if isinstance(options.as_of, int) else None
         router = self._gateway.router
@@ -124,6 +134,18 @@ def _shared_pin(ts: int) -> str:
     return f"snapshot-{ts}"
 
 
+def _moment(as_of: object) -> int:
+    """Return the timestamp that is to be read at, given as such or as a datetime."""
+    instant = parse_instant(as_of) if isinstance(as_of, str) else None
+    if instant is not None:
+        return max(1, timestamp_of(_EPOCH + timedelta(microseconds=instant)))
+    if isinstance(as_of, str):
+        raise InvalidDataException(
+            f"as_of must be a commit timestamp or an ISO 8601 datetime like 2025-01-31T12:00:00Z; got {as_of[:80]!r}"
+        )
+    return check_integer(as_of, "as_of", 1, INFINITY_TS)
+
+
 def _check_pin(pin_id: object) -> str:
     if not isinstance(pin_id, str) or not 1 <= len(pin_id) <= 128 or not pin_id.isprintable():
         raise InvalidDataException(f"pin_id must be 1 to 128 printable characters, got {str(pin_id)[:100]!r}")
@@ -142,20 +164,22 @@ def _snapshot(body: TransactionBody, call: Call) -> int | None:
 
 def _reads(body: TransactionBody, snapshot: int | None) -> list[tuple[str, str]]:
     """Return what is to be validated: ``reads`` count under ``serializable``, which they imply if no level is given."""
-    if not body.reads:
-        return []
-    if body.isolation == "snapshot":
-        raise InvalidDataException(
-            'reads are validated under isolation "serializable" only; leave them out, or ask for it'
-        )
-    if snapshot is None:
-        raise InvalidDataException("reads need the snapshot that they were read at")
     reads = []
-    for index, pair in enumerate(body.reads):
+    for index, given in enumerate(body.reads):
+        pair = [given["collection"], given["record_id"]] if _names_a_record(given) else given
         if not isinstance(pair, list) or len(pair) != 2:
-            raise InvalidDataException(f"reads[{index}] must be [collection, record_id]")
+            accepted = '[collection, record_id] or {"collection": …, "record_id": …}'
+            raise InvalidDataException(f"reads[{index}] must be {accepted}; got {shown(given)}")
         reads.append((validate_name(pair[0]), check_record_id(pair[1])))
+    if body.isolation == "snapshot":
+        return []
+    if reads and snapshot is None:
+        raise InvalidDataException("reads need the snapshot that they were read at")
     return reads
+
+
+def _names_a_record(given: object) -> bool:
+    return isinstance(given, dict) and given.keys() == {"collection", "record_id"}
 
 
 def _read(request: Request) -> tuple[TransactionBody, list[Mutation]]:

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import base64
 import time
+from datetime import UTC, datetime
 from typing import Any
 
 import httpx
 import pytest
 
-from vecraft_data_model.hlc import timestamp
+from vecraft_data_model.hlc import timestamp, timestamp_of
 from vecraft_data_model.validation import new_txn_id
 from vecraft_db.client.engine import Engine
 
@@ -47,6 +48,24 @@ async def test_a_snapshot_far_in_the_future_is_refused_wherever_it_is_named(unha
 async def test_a_snapshot_that_is_none_is_refused(unharmed: httpx.AsyncClient, text: str) -> None:
     answer = await unharmed.get("/collections", headers={"X-Vecraft-Snapshot": text.encode("utf-8")})  # type: ignore[dict-item]
     assert code(answer) == (400, "invalid_argument")
+
+
+async def test_a_snapshot_may_be_asked_for_by_a_datetime(unharmed: httpx.AsyncClient) -> None:
+    before = datetime.now(UTC)
+    for moment in (before.isoformat(), before.replace(tzinfo=None).isoformat()):
+        pinned = await unharmed.post("/snapshots", json={"as_of": moment})
+        assert (pinned.status_code, pinned.json()["snapshot"]) == (201, timestamp_of(before)), pinned.text
+    for bad in ("yesterday", "2025-02-30", "", "2999-01-01T00:00:00Z"):
+        assert code(await unharmed.post("/snapshots", json={"as_of": bad})) == (400, "invalid_argument")
+
+
+async def test_no_body_is_an_empty_object_where_no_key_is_needed(unharmed: httpx.AsyncClient) -> None:
+    assert (await unharmed.post("/snapshots")).status_code == 201
+    for route in ("count", "scan"):
+        empty = await unharmed.post(f"/collections/c/{route}", json={})
+        assert (await unharmed.post(f"/collections/c/{route}")).status_code == empty.status_code == 200
+    for route in ("search", "insert", "upsert", "get", "delete"):
+        assert code(await unharmed.post(f"/collections/c/{route}")) == (422, "malformed_body")
 
 
 async def test_reads_may_name_their_snapshot_in_the_header(unharmed: httpx.AsyncClient) -> None:

@@ -181,7 +181,13 @@ async def test_transactions_and_snapshots(api: httpx.AsyncClient, books: str) ->
     }  # fmt: skip
     conflict = await api.post("/transactions", json=reads)
     assert (conflict.status_code, conflict.json()["code"]) == (409, "read_write_conflict")
-    assert (await api.post("/transactions", json={**reads, "isolation": "snapshot"})).status_code == 400
+    named = {**reads, "reads": [{"collection": "books", "record_id": "a"}]}
+    assert (await api.post("/transactions", json=named)).json()["code"] == "read_write_conflict"
+    for bad in ("a", ["books"], {"collection": "books"}, {"collection": "books", "record_id": "a", "x": 1}, None):
+        refused = await api.post("/transactions", json={**reads, "reads": [bad]})
+        assert refused.status_code == 400 and "reads[0]" in refused.json()["detail"]
+    skewed = await api.post("/transactions", json={**reads, "isolation": "snapshot"})  # read, not written
+    assert (skewed.status_code, skewed.json()["count"]) == (200, 1)
     assert (await api.post("/transactions", json={"operations": []})).status_code == 400
     wrong = await api.post(
         "/transactions", json={"operations": [{"op": "delete", "collection": "books", "packets": []}]}
