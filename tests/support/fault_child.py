@@ -6,7 +6,8 @@ life ``n`` makes calls that do nothing, until its own call number ``n`` is the o
 
 ::
 
-    {"problems": [...], "acknowledged": how many writes, "refused": …, "unknown": …, "failed_reads": …}
+    {"problems": [...], "acknowledged": how many writes, "refused": …, "unknown": …,
+     "failed_reads": …, "failed_upkeep": …, "failed_opens": …}
 """
 
 from __future__ import annotations
@@ -14,12 +15,13 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import shutil
 import sys
 import traceback
 from collections.abc import Callable
 from itertools import product
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import vecraft_cluster.host
 from tests.support.shard_workbench import create, delete, put
@@ -30,10 +32,19 @@ from vecraft_data_model.messages import Batch, Checkpoint, CommitOne, Committed,
 from vecraft_shard.config import ShardConfig
 from vecraft_shard.disk import OsDisk
 
-CONFIG = ShardConfig(ballast_bytes=1 << 16, checkpoint_interval_s=1e6, index_min_rows=8)
+CONFIG = ShardConfig(ballast_bytes=1 << 16, checkpoint_interval_s=1e6, index_min_rows=4)
+WHEN = 400
+"""More calls of a kind than a life makes in its term."""
+
+TERM = 8
+"""Writes in a term, with two checkpoints, and an end."""
+
 NO_FILE = 1_000_000
 NOTHING: dict[str, Callable[[], Any]] = {
     "pwrite64": lambda: os.pwrite(NO_FILE, b"", 0),
+    "write": lambda: os.write(NO_FILE, b""),
+    "writev": lambda: os.writev(NO_FILE, [b""]),
+    "pread64": lambda: os.pread(NO_FILE, 1, 0),
     "fdatasync": lambda: os.fdatasync(NO_FILE),
     "fsync": lambda: os.fsync(NO_FILE),
     "ftruncate": lambda: os.ftruncate(NO_FILE, 0),
@@ -43,17 +54,28 @@ NOTHING: dict[str, Callable[[], Any]] = {
 }
 """Calls of each kind that fail without having done anything."""
 
+LAST = 1_000_000
+"""The write by which every life ends."""
+
 State = dict[str, int]
 
 
 class Life:
-    """One process."""
+    """One process.
 
-    def __init__(self, folder: Path) -> None:
+    Args:
+        folder: The shard's.
+        base: What it holds for certain.
+    """
+
+    def __init__(self, folder: Path, base: State | None = None) -> None:
         self.folder = folder
+        self.base = base
         self.host: ShardHost | None = None
         self.history: list[tuple[int, bool | None]] = []  # write, whether it was acknowledged (None: unknown)
+        self.failed_opens = 0
         self.failed_reads = 0
+        self.failed_upkeep = 0
         self.problems: list[str] = []
 
     def open(self) -> ShardHost:
@@ -63,6 +85,7 @@ class Life:
                 self.host = self.host or ShardHost(OsDisk(self.folder), 0, CONFIG, maintenance=False)
                 return self.host
             except StorageFailureException as error:
+                self.failed_opens += 1
                 failure = error
         raise failure
 
@@ -92,8 +115,12 @@ class Life:
             raise answer.error
         return {packet.record_id: (packet.metadata or {})["v"] for packet in packets_of_rows(answer.rows)}
 
-    def look(self) -> None:
-        """Read what was acknowledged; one read may fail, while a shard that stopped itself opens again."""
+    def look(self, *, must: bool = True) -> None:
+        """Read what was acknowledged; one read may fail, while a shard that stopped itself opens again.
+
+        Args:
+            must: Whether reads have to go on.
+        """
         for _ in range(3):
             try:
                 found = self.read()
@@ -103,7 +130,8 @@ class Life:
             if found not in self.possible():
                 self.problems.append(f"{found} is there, after {self.history}")
             return
-        self.problems.append("reads do not go on")
+        if must:
+            self.problems.append("reads do not go on")
 
     def possible(self) -> list[State | None]:
         """What may be there: all that was acknowledged, nothing that was refused, any of what is unknown."""
@@ -111,35 +139,57 @@ class Life:
         states = []
         for chosen in product((True, False), repeat=len(unknown)):
             applied = dict(zip(unknown, chosen, strict=True))
-            state: State | None = None
+            state = self.base
             for number, known in self.history:
                 if known if known is not None else applied[number]:
                     state = after(state, number)
             states.append(state)
         return states
 
-    def work(self, rounds: int) -> None:
-        """Write, read, make checkpoints, close, open again."""
-        for _ in range(3):
-            self.write(0)  # until it is acknowledged: always the same transaction
-            if self.history[-1][1]:
-                break
-            self.maintain()
-        for number in range(1, 4 * rounds + 1):
+    def work(self, term: int) -> None:
+        """Write, read, make checkpoints, and end: in order, or as in a crash."""
+        if term == 0:
+            self.create()
+        for number in range(TERM * term + 1, TERM * (term + 1) + 1):
             self.write(number)
             self.look()
             if number % 4 == 0:
                 self.maintain(checkpoint=True)
-            if number % 8 == 0:
-                self.end(orderly=number % 16 == 0)
-                self.look()
+        self.end(orderly=term % 2 == 1)
+
+    def create(self) -> None:
+        """Make the collection, always by the same transaction, until it is acknowledged."""
+        for _ in range(3):
+            self.write(0)
+            if self.history[-1][1]:
+                break
+            self.maintain()
+
+    def conclude(self, term: int) -> None:
+        """Go on undisturbed: what is there must be right, and stay so, and be written to."""
+        self.look()
+        self.work(term)
+        self.look()
+        self.maintain()
+        for _ in range(3):
+            self.write(LAST)
+            if self.history[-1][1]:
+                break
+        if self.history[-1] != (LAST, True):
+            self.problems.append(f"nothing can be written any more: {self.history[-3:]}")
+        self.end(orderly=True)
+        self.look()
+        self.end(orderly=False)
 
     def maintain(self, *, checkpoint: bool = False) -> None:
         """What happens in the background. If it fails, the next look shows whether that has harmed anything."""
-        with contextlib.suppress(StorageFailureException):
+        try:
             if checkpoint:
-                self.open().execute(Batch([Checkpoint(index=True)]), 5.0)
+                answer = self.open().execute(Batch([Checkpoint(index=True)]), 5.0).responses[0]
+                self.failed_upkeep += isinstance(answer, Refused)
             self.open().maintain_once(5)
+        except StorageFailureException:
+            self.failed_upkeep += 1
 
     def end(self, *, orderly: bool) -> None:
         """Close the host, or drop it as a crash would."""
@@ -170,23 +220,47 @@ def after(state: State | None, number: int) -> State | None:
     return state
 
 
-def live(folder: Path, rounds: int) -> dict[str, Any]:
-    """One life, and what its successor finds."""
-    life = Life(folder)
+class Disturbance(Protocol):
+    """What goes wrong in a life."""
+
+    def begin(self, number: int, life: Life) -> None:
+        """Let it go wrong at the ``number``-th occasion from now."""
+        ...
+
+    def happened(self) -> bool:
+        """Whether it has gone wrong by now; then it does not again."""
+        ...
+
+
+class FailingCall:
+    """The ``number``-th call of a kind fails: ``strace`` sees to it."""
+
+    def __init__(self, call: str, trace: Path) -> None:
+        self._call = call
+        self._trace = trace
+        self._begin = trace.stat().st_size
+
+    def begin(self, number: int, life: Life) -> None:
+        """Make calls that do nothing until ``number`` calls are left."""
+        for _ in range(WHEN - number):
+            with contextlib.suppress(OSError):
+                NOTHING[self._call]()
+
+    def happened(self) -> bool:
+        """Whether ``strace`` says so."""
+        with self._trace.open() as lines:
+            lines.seek(self._begin)
+            return any(line.startswith(f"{os.getpid()} ") and "INJECTED" in line for line in lines)
+
+
+def live(life: Life, term: int, disturbance: Disturbance, number: int) -> dict[str, Any] | None:
+    """One life, and what its successor finds; None: nothing went wrong."""
     try:
-        life.work(rounds)
-        life.end(orderly=False)
-        life.look()
-        life.maintain()
-        for _ in range(3):
-            life.write(10_000)
-            if life.history[-1][1]:
-                break
-        if life.history[-1] != (10_000, True):
-            life.problems.append(f"nothing can be written any more: {life.history[-3:]}")
-        life.end(orderly=True)
-        life.look()
-        life.end(orderly=False)
+        disturbance.begin(number, life)
+        life.work(term)
+        if not disturbance.happened():
+            return None
+        life.conclude(term + 1)
     except Exception:
         life.problems.append(traceback.format_exc())
     known = [known for _, known in life.history]
@@ -196,25 +270,66 @@ def live(folder: Path, rounds: int) -> dict[str, Any]:
         "refused": known.count(False),
         "unknown": known.count(None),
         "failed_reads": life.failed_reads,
+        "failed_upkeep": life.failed_upkeep,
+        "failed_opens": life.failed_opens,
     }
 
 
-def main(folder: Path, call: str, when: int, first: int, count: int, rounds: int) -> None:
+def forked(work: Callable[[], bool]) -> bool:
+    """Run a function in a child of this process; return what it returns."""
+    child = os.fork()
+    if child == 0:
+        code = 2
+        try:
+            code = 0 if work() else 1
+        except BaseException:
+            traceback.print_exc()
+        os._exit(code)
+    code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+    if code not in (0, 1):
+        raise SystemExit(f"a life ended with {code}")
+    return code == 0
+
+
+def live_all(folder: Path, count: int, disturbance: Callable[[], Disturbance]) -> None:
     """Live ``count`` lives, one after the other."""
     vecraft_cluster.host.REOPEN_INTERVAL_S = 0.0
-    for number in range(first, first + count):
-        child = os.fork()
-        if child == 0:
-            for _ in range(when - number):
-                try:
-                    NOTHING[call]()
-                except OSError:
-                    continue
-            found = live(folder / str(number), rounds)
-            (folder / f"{number}.json").write_text(json.dumps({**found, "pid": os.getpid()}))
-            os._exit(0)
-        os.waitpid(child, 0)
+    files = folder / "files"
+    files.mkdir()
+    base: State | None = None
+    lives = term = 0
+
+    def disturbed(number: int) -> bool:
+        copy = folder / f"{lives}"
+        shutil.copytree(files, copy)
+        found = live(Life(copy, base), term, disturbance(), number)
+        if found is not None:
+            (folder / f"{lives}.json").write_text(json.dumps(found))
+        return found is not None
+
+    def undisturbed() -> bool:
+        life = Life(files, base)
+        life.work(term)
+        return not life.problems and all(known for _, known in life.history)
+
+    while True:
+        number = 1
+        while forked(lambda: disturbed(number)):  # noqa: B023 -- it is run at once
+            lives, number = lives + 1, number + 1
+            if lives == count:
+                return
+        shutil.rmtree(folder / f"{lives}")
+        if not forked(undisturbed):
+            raise SystemExit(f"term {term} failed although nothing was made to fail")
+        for each in range(TERM * term + (term > 0), TERM * (term + 1) + 1):
+            base = after(base, each)
+        term += 1
+
+
+def main(folder: Path, call: str, count: int) -> None:
+    """Live under ``strace``."""
+    live_all(folder, count, lambda: FailingCall(call, folder / "trace"))
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]), sys.argv[2], *map(int, sys.argv[3:7]))
+    main(Path(sys.argv[1]), sys.argv[2], int(sys.argv[3]))
