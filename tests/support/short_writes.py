@@ -43,7 +43,7 @@ class ShortWrite:
     def begin(self, number: int, life: Life) -> None:
         """Put this in the place of ``os.pwrite``."""
         self._left = number
-        os.pwrite = self  # type: ignore[assignment]
+        os.pwrite = self
 
     def happened(self) -> bool:
         """Whether it has come to that call."""
