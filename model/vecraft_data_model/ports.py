@@ -143,7 +143,7 @@ class Latch(Protocol):
         ...
 
     def shared(self) -> AbstractContextManager[None]:
-        """Many readers, no exclusive holder."""
+        """Many readers, no exclusive holder. May be entered again and again, by several threads at once."""
         ...
 
     def exclusive(self) -> AbstractContextManager[None]:

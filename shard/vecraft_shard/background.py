@@ -23,6 +23,9 @@ logger = logging.getLogger(__name__)
 
 _FINISHED = object()
 
+TUNING_SHARE = 0.2
+"""Most of the time that is spent on measuring recall while others search: they would wait for a processor."""
+
 RETRY_COMPACTION_MS = 60_000
 """How long to wait after a compaction that there was no room for."""
 
@@ -42,6 +45,8 @@ class Background:
         self._compaction: Iterator[None] | None = None
         self._tuning: Iterator[None] | None = None
         self._compact_from_ms = 0
+        self._searches = 0
+        self._tune_from = float("-inf")
 
     @property
     def checkpoints(self) -> int:
@@ -146,8 +151,18 @@ class Background:
             worthy = next((c for c in list(self._state.collections.values()) if worth_tuning(c, now_ms)), None)
             if worthy is None:
                 return False
-            self._tuning = tune(self._state, worthy, now_ms)
+            self._tuning, self._searches = tune(self._state, worthy, now_ms), self._searches_so_far()
+        begun, searches = self._stopwatch(), self._searches_so_far()
+        if begun < self._tune_from:
+            return False
         while self._tuning is not None and self._stopwatch() < deadline:
             if next(self._tuning, _FINISHED) is _FINISHED:
                 self._tuning = None
+        ended = self._stopwatch()
+        if searches != self._searches:  # there were some since the last turn
+            self._searches, self._tune_from = searches, ended + (ended - begun) * (1 / TUNING_SHARE - 1)
+            return False
         return True  # also when it has just ended: another collection may be worth it
+
+    def _searches_so_far(self) -> int:
+        return sum(collection.depth.sample.offered for collection in list(self._state.collections.values()))

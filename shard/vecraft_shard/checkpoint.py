@@ -194,6 +194,7 @@ class Checkpointer:
     def _save_part(self, part: _CollectionCut, documents: list[str | None]) -> None:
         collection, locations = part.collection, self._state.locations
         name, rows, checksum = collection.hnsw_saved or (None, 0, 0)
+        recall, interval = collection.depth.lasting
         locations.save_collection(
             StoredCollection(
                 collection.ordinal,
@@ -205,8 +206,9 @@ class Checkpointer:
                 rows,
                 checksum,
                 collection.depth.tuned,
-                collection.depth.recall,
+                recall,
                 collection.depth.rows,
+                interval,
             )
         )
         if part.first_row == 0:

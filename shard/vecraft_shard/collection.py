@@ -115,7 +115,11 @@ class Collection:
         collection.documents.restore(stored.rows)
         collection.checkpointed = stored.rows
         collection.depth = SearchDepth(
-            tuned=stored.ef, recall=stored.measured_recall, rows=stored.tuned_rows, changes=collection.versions.changes
+            tuned=stored.ef,
+            recall=stored.measured_recall,
+            recall_interval=stored.recall_interval,
+            rows=stored.tuned_rows,
+            changes=collection.versions.changes,
         )
         collection.changed = False
         for first, last in collection.integrity.check_vectors(locations.load_spans(stored.ordinal)):

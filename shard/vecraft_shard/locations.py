@@ -4,6 +4,7 @@ A checkpoint *is* the commit of one SQLite transaction. After it, the file holds
 
     meta              key → value: format, checkpoint LSN, ceiling, safe point
     collections       ordinal, id, generation of files, rows, payload bytes, saved HNSW file with rows and checksum
+    recall_intervals  ordinal → 95% confidence interval of the measured recall
     catalog, aliases  versioned entries (schema as JSON)
     rows_<ordinal>    row → record id, begin, end, payload offset and size, norm
     spans_<ordinal>     first row → last row and checksums of what the store files hold of them
@@ -24,7 +25,7 @@ import logging
 import sqlite3
 from collections.abc import Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -51,6 +52,7 @@ CREATE TABLE IF NOT EXISTS collections (
     rows INTEGER NOT NULL, payload_bytes INTEGER NOT NULL,
     hnsw_file TEXT, hnsw_rows INTEGER NOT NULL DEFAULT 0, hnsw_checksum INTEGER NOT NULL DEFAULT 0,
     ef INTEGER, measured_recall REAL, tuned_rows INTEGER NOT NULL DEFAULT 0);
+CREATE TABLE IF NOT EXISTS recall_intervals (ordinal INTEGER PRIMARY KEY, low REAL NOT NULL, high REAL NOT NULL);
 CREATE TABLE IF NOT EXISTS catalog (
     collection_id TEXT NOT NULL, schema TEXT NOT NULL, begin_ts INTEGER NOT NULL, end_ts INTEGER NOT NULL, ef INTEGER);
 CREATE TABLE IF NOT EXISTS aliases (
@@ -89,6 +91,7 @@ class StoredCollection:
     ef: int | None
     measured_recall: float | None
     tuned_rows: int
+    recall_interval: tuple[float, float] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -241,7 +244,12 @@ class Locations:
     def load_collections(self) -> list[StoredCollection]:
         """All collections of the last checkpoint."""
         with self._guard():
-            return [StoredCollection(*row) for row in self.connection.execute("SELECT * FROM collections")]
+            intervals = {
+                ordinal: (low, high)
+                for ordinal, low, high in self.connection.execute("SELECT ordinal, low, high FROM recall_intervals")
+            }
+            rows = self.connection.execute("SELECT * FROM collections").fetchall()
+        return [replace(StoredCollection(*row), recall_interval=intervals.get(row[0])) for row in rows]
 
     def save_collection(self, stored: StoredCollection) -> None:
         """Write a collection's line, and make its tables if it is new; inside a transaction."""
@@ -270,12 +278,16 @@ class Locations:
                 stored.tuned_rows,
             ),
         )
+        self.connection.execute("DELETE FROM recall_intervals WHERE ordinal = ?", (n,))
+        if stored.recall_interval is not None:
+            self.connection.execute("INSERT INTO recall_intervals VALUES (?, ?, ?)", (n, *stored.recall_interval))
 
     def drop_collection(self, ordinal: int) -> None:
         """Forget a collection and its tables, inside a transaction."""
         self.connection.execute(f"DROP TABLE IF EXISTS rows_{ordinal}")
         self.connection.execute(f"DROP TABLE IF EXISTS postings_{ordinal}")
         self.connection.execute(f"DROP TABLE IF EXISTS spans_{ordinal}")
+        self.connection.execute("DELETE FROM recall_intervals WHERE ordinal = ?", (ordinal,))
         self.connection.execute("DELETE FROM collections WHERE ordinal = ?", (ordinal,))
 
     def load_rows(self, stored: StoredCollection) -> StoredRows:

@@ -26,6 +26,7 @@ class QuerySample:
 
     Attributes:
         taken: Queries taken in so far.
+        offered: Searches so far.
     """
 
     CAPACITY: Final = 128
@@ -34,13 +35,13 @@ class QuerySample:
 
     def __init__(self) -> None:
         self.taken = 0
-        self._offered = 0
+        self.offered = 0
         self._ring: Float32Array | None = None
 
     def offer(self, queries: Float32Array) -> None:
         """Consider the queries of one search, (q, dim) float32, q ≥ 1."""
-        self._offered += 1
-        if self.taken >= self.CAPACITY and self._offered % self.STRIDE:
+        self.offered += 1
+        if self.taken >= self.CAPACITY and self.offered % self.STRIDE:
             return
         ring = self._ring
         if ring is None:
@@ -63,7 +64,7 @@ class SearchDepth:
         altered: Set durably, or None.
         tuned: The least depth that was measured to reach the target, or None.
         recall: Recall@10 at the depth in force as last measured, or None: then it is worth measuring.
-        recall_interval: Its 95% confidence interval; None when the measurement was made before this start.
+        recall_interval: Its 95% confidence interval.
         rows: Rows that were in the graph at the last measurement.
         changes: Rows that had been added or ended then, in all.
         sampled: Queries the sample had taken in then.
@@ -93,6 +94,11 @@ class SearchDepth:
         if depth != self.altered:
             self.altered = depth
             self.recall = self.recall_interval = None
+
+    @property
+    def lasting(self) -> tuple[float | None, tuple[float, float] | None]:
+        """The recall and its interval, where a restart does not change the depth they were measured at."""
+        return (self.recall, self.recall_interval) if self.override is None else (None, None)
 
     @property
     def set_by_hand(self) -> int | None:

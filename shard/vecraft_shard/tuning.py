@@ -15,6 +15,9 @@ them, and midpoints of random pairs too easy on the Gaussian (160) and far too h
 *When.* When the graph has grown or shrunk by half; when a depth was set by hand, a quarter of the rows were replaced or
 deleted, or the sample has been renewed, but then only so often that measuring takes a hundredth of the time at most.
 
+*At what cost.* In slices of some milliseconds. While there are searches, those take a fifth of the time at most (see
+:mod:`vecraft_shard.background`); whoever searches an idle machine for the first time has it measured at full speed.
+
 *How sure.* A depth is enough if the mean of the sample less its standard error reaches the target. The interval that is
 published is Wilson's (E. B. Wilson, JASA 1927), with as many trials as would give the mean that standard error: the ten
 hits of one query are not independent.
@@ -52,7 +55,7 @@ _K = 10
 _GROWTH = 1.5
 _CHURN = 0.25
 _REST = 100
-_BLOCK_ROWS = 8192
+_BLOCK_ROWS = 2048
 _QUERIES_AT_ONCE = 8
 _NEIGHBOUR_DEPTH = 100
 _Z = 1.96

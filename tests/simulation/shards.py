@@ -91,11 +91,8 @@ class SimulatedLatch:
         finally:
             self.writing -= 1
 
-    @contextmanager
-    def shared(self) -> Iterator[None]:
-        if self.nested and self.excluding:
-            raise WouldWait
-        yield
+    def shared(self) -> SharedLatch:
+        return SharedLatch(self)
 
     @contextmanager
     def exclusive(self) -> Iterator[None]:
@@ -104,6 +101,20 @@ class SimulatedLatch:
             yield
         finally:
             self.excluding -= 1
+
+
+class SharedLatch:
+    """What a reader holds; a shard has one, and enters it again and again."""
+
+    def __init__(self, latch: SimulatedLatch) -> None:
+        self._latch = latch
+
+    def __enter__(self) -> None:
+        if self._latch.nested and self._latch.excluding:
+            raise WouldWait
+
+    def __exit__(self, *_: object) -> None:
+        return None
 
 
 class SimulatedShard:

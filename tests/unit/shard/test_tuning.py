@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import time
 from collections.abc import Callable
+from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
@@ -31,7 +32,7 @@ from vecraft_data_model.messages import (
 from vecraft_data_model.schema import CollectionSchema
 from vecraft_data_model.search_options import SearchOptions
 from vecraft_shard.config import ShardConfig
-from vecraft_shard.disk import MemoryDisk
+from vecraft_shard.disk import MemoryDisk, OsDisk
 from vecraft_shard.engine import Shard
 from vecraft_shard.search_depth import QuerySample, SearchDepth
 from vecraft_shard.tuning import DEPTHS, interval
@@ -57,14 +58,22 @@ def flat(rng: np.random.Generator, count: int) -> Matrix:
 class Bench:
     """A shard in memory with one collection ``c``, whose time the test moves."""
 
-    def __init__(self, metric: str, dim: int, target: float = 0.95) -> None:
+    def __init__(self, metric: str, dim: int, target: float = 0.95, disk: OsDisk | None = None) -> None:
         self.now_ms = 1_700_000_000_000
-        self.shard = Shard.open(
-            MemoryDisk(), 0, self.now_ms, ShardConfig(index_min_rows=10), stopwatch=time.perf_counter, salt=1
-        )
+        self.disk = disk or MemoryDisk()
+        self.open()
         self.numbers = iter(range(1 << 30))
         schema = CollectionSchema(name="c", dim=dim, metric=metric, target_recall=target)
         self.commit(CreateCollection(schema, "ab" * 16))
+
+    def open(self) -> None:
+        config = ShardConfig(index_min_rows=10)
+        self.shard = Shard.open(self.disk, 0, self.now_ms, config, stopwatch=time.perf_counter, salt=1)
+
+    def restart(self) -> None:
+        self.now_ms += 1000
+        self.shard.close(self.now_ms)
+        self.open()
 
     def one(self, request: Request) -> Response:
         self.now_ms += 1
@@ -201,6 +210,64 @@ def test_replacing_rows_is_a_reason_to_measure_again() -> None:
     bench.settle()
     assert bench.estimate() != before
     assert bench.recall(gaussian(rng, QUERIES)) >= 0.93
+
+
+def test_what_was_measured_is_known_after_a_restart(tmp_path: Path) -> None:
+    rng = np.random.default_rng(11)
+    bench = Bench("l2", 32, disk=OsDisk(tmp_path / "disk"))
+    bench.fill(gaussian(rng, ROWS))
+    bench.settle()
+    recall, low, high = bench.estimate()
+    assert low < recall < high
+    ef = bench.describe().ef
+    for _ in range(2):
+        bench.restart()
+        assert bench.estimate() == (recall, low, high)
+        assert bench.describe().ef == ef
+    bench.shard.close(bench.now_ms)
+
+
+def test_the_recall_of_an_override_ends_with_it(tmp_path: Path) -> None:
+    rng = np.random.default_rng(12)
+    bench = Bench("l2", 32, disk=OsDisk(tmp_path / "disk"))
+    bench.fill(gaussian(rng, ROWS))
+    bench.one(SetEf("c", 10))
+    bench.settle()
+    measured = bench.describe().measured_recall
+    assert measured is not None and measured < 0.8
+    bench.restart()
+    info = bench.describe()
+    assert info.ef > 10 and info.measured_recall is None, "that was the recall of another depth"
+    bench.settle()
+    again = bench.describe().measured_recall
+    assert again is not None and again >= 0.95
+    bench.shard.close(bench.now_ms)
+
+
+def test_measuring_leaves_most_of_the_time_to_those_who_search() -> None:
+    """As a share of the time, whatever the machine: searches come all the time, and so does a turn to measure."""
+    rng = np.random.default_rng(13)
+    bench = Bench("l2", 32)
+    bench.fill(gaussian(rng, ROWS))
+    while bench.describe().tail_rows:
+        bench.shard.maintain(bench.now_ms, 1)
+    queries = gaussian(rng, QUERIES)
+    measuring, began, turns = 0.0, time.perf_counter(), 0
+    while bench.describe().measured_recall is None:
+        bench.search(queries[turns % QUERIES].reshape(1, -1))
+        turns += 1
+        asked = time.perf_counter()
+        bench.shard.maintain(bench.now_ms, 20)
+        measuring += time.perf_counter() - asked
+    assert turns > 10
+    assert measuring < 0.4 * (time.perf_counter() - began)
+    bench.one(SetEf("c", 10))
+    turns = 0
+    while bench.describe().measured_recall is None:
+        bench.shard.maintain(bench.now_ms, 20)
+        bench.now_ms += 60_000
+        turns += 1
+    assert bench.describe().measured_recall, "with nobody searching there is no reason to rest"
 
 
 def test_the_sample_keeps_some_of_the_last_queries() -> None:
