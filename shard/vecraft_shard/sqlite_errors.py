@@ -27,6 +27,8 @@ def as_our_own(name: str) -> Iterator[None]:
     except sqlite3.OperationalError as error:
         if getattr(error, "sqlite_errorcode", None) == sqlite3.SQLITE_FULL:
             raise StorageFullError(f"{name}: SQLite found the disk full", file=name, errno=errno.ENOSPC) from error
+        if not hasattr(error, "sqlite_errorcode"):  # said by Python: SQLite gave it a text that is not UTF-8
+            raise CorruptionError(f"{name}: SQLite cannot read it: {error}", file=name) from error
         raise StorageFailureException(f"{name}: SQLite failed: {error}", file=name) from error
-    except sqlite3.Error as error:
+    except (sqlite3.Error, UnicodeDecodeError) as error:  # the latter of a column's name
         raise CorruptionError(f"{name}: SQLite cannot read it: {error}", file=name) from error

@@ -100,6 +100,32 @@ def test_sums_that_are_missing_or_damaged_are_made_again(folder: Path) -> None:
         assert (folder / SUMS).read_bytes() == good
 
 
+@pytest.mark.parametrize(
+    "damage",
+    [
+        "INSERT INTO aliases VALUES (CAST(X'8A65' AS TEXT), 'red', 1, 2)",
+        "UPDATE sqlite_master SET sql = CAST(replace(CAST(sql AS BLOB), 'alias TEXT', X'8A6C696173' || ' TEXT')"
+        " AS TEXT) WHERE name = 'aliases'",
+    ],
+    ids=["a value", "a column's name"],
+)
+def test_a_text_that_is_none_is_damage(folder: Path, damage: str) -> None:
+    """Seed 396 of the simulator: a page and the checksums were damaged, and opening ended in a UnicodeDecodeError."""
+    locations = opened(folder)
+    with locations.transaction():
+        locations.connection.execute("INSERT INTO aliases VALUES ('current', 'red', 1, 2)")
+        locations.connection.execute("PRAGMA writable_schema=ON")
+        locations.connection.execute(damage)
+    locations.close()
+    (folder / SUMS).unlink()
+    with pytest.raises(CorruptionError, match=r"shard\.sqlite"):
+        locations = opened(folder)
+        try:
+            locations.load_catalog()
+        finally:
+            locations.close()
+
+
 def test_crashes_between_the_steps_of_a_commit(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     locations = opened(folder)
     fill(locations, 1)
