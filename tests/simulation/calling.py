@@ -80,7 +80,7 @@ class Caller:
                     lambda result, error: world.send(router.name, name, lambda: hear(result, error)),
                 )
 
-        world.after(world.swarm.router_timeout + 1.0, lambda: hear(None, NoAnswer("no answer")))
+        world.after(world.swarm.patience, lambda: hear(None, NoAnswer("no answer")))
         world.send(name, router.name, run)
 
     def _work(self) -> Script:

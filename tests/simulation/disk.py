@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import errno
 import random
+import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -157,6 +158,7 @@ class SimulatedDisk:
         self.files: dict[str, SimulatedFile] = {}
         self.capacity: int | None = None
         self._removed: dict[str, SimulatedFile] = {}
+        self._damaged = ""
 
     @property
     def used(self) -> int:
@@ -206,9 +208,16 @@ class SimulatedDisk:
 
     def flip(self) -> str:
         """Flip one bit of one file, as is found at the next start. Returns what was done."""
-        real = [path for path in self._folder.iterdir() if path.stat().st_size]
         sizes = {name: file.live.length for name, file in self.files.items() if file.live.length}
-        name = self.rng.choice([*sorted(sizes), *sorted(path.name for path in real)])
+        real = [path.name for path in self._folder.iterdir() if path.stat().st_size]
+        # The kind first: files of the collections are many, and the log is one.
+        kinds: dict[str, list[str]] = {}
+        for name in sorted([*sizes, *real]):
+            kinds.setdefault(re.sub(r"[0-9.].*", "", name.rpartition("/")[2]) or "log", []).append(name)
+        if self._damaged not in kinds:
+            # What protects one kind against damage lies in another: only one of them is damaged.
+            self._damaged = self.rng.choice(sorted(kinds))
+        name = self.rng.choice(kinds[self._damaged])
         if name in sizes:
             # A file is mostly a hole: what was written counts more.
             file = self.files[name]
@@ -219,7 +228,9 @@ class SimulatedDisk:
         else:
             path = self._folder / name
             data = bytearray(path.read_bytes())
-            offset = self.rng.randrange(len(data))
+            # So are the pages of a small database.
+            filled = [place for place, value in enumerate(data) if value]
+            offset = self.rng.choice(filled) if self.rng.random() < 0.8 else self.rng.randrange(len(data))
             data[offset] ^= 1 << self.rng.randrange(8)
             path.write_bytes(data)
         return f"a bit of {name} at {offset}"

@@ -1,7 +1,7 @@
 """Does the simulator find bugs? ``python -m tests.simulation.mutants [--seeds N] [NAME …]`` plants them one by one.
 
-Each is given up to N seeds. Printed are the seed that caught it and what the checkers said; the exit status says
-whether any was missed.
+Each is given up to N seeds; a bug that names a focus is looked for in those of them that have it. Printed are the seed
+that caught it and what the checkers said; the exit status says whether any was missed.
 """
 
 from __future__ import annotations
@@ -10,19 +10,40 @@ import argparse
 import os
 import sys
 import time
+from dataclasses import dataclass
 
 from tests.simulation.mutants_all import MUTANTS
 from tests.simulation.mutations import Mutant
 from tests.simulation.run import HASH_SEED, simulate
+from tests.simulation.swarm import Swarm
 from tests.support.track_record import record
 
 
-def hunt(mutant: Mutant, seeds: int, first: int = 0) -> tuple[int, str] | None:
-    """Return how many seeds it took to catch the mutant, and what was wrong; None: it was not caught.
+@dataclass(frozen=True, slots=True)
+class Hunt:
+    """How a hunt ended.
+
+    Attributes:
+        caught_after: How many seeds, one after the other, a plain run would have needed at most; None: not caught.
+        simulated: How many of them were run. Those that are about something else were passed over.
+        problem: What was wrong.
+    """
+
+    caught_after: int | None
+    simulated: int
+    problem: str = ""
+
+
+def hunt(mutant: Mutant, seeds: int, first: int = 0) -> Hunt:
+    """Look for the bug.
 
     A seed that fails without the bug, too, proves nothing; it is passed over, and said.
     """
+    simulated = 0
     for seed in range(first, first + seeds):
+        if mutant.focus and Swarm.of(seed).focus != mutant.focus:
+            continue
+        simulated += 1
         with mutant.planted():
             problems = outcome(seed)
         if not problems:
@@ -30,8 +51,8 @@ def hunt(mutant: Mutant, seeds: int, first: int = 0) -> tuple[int, str] | None:
         if outcome(seed):
             print(f"seed {seed} fails without any bug being planted", file=sys.stderr, flush=True)
         else:
-            return seed - first + 1, problems[0]
-    return None
+            return Hunt(seed - first + 1, simulated, problems[0])
+    return Hunt(None, simulated)
 
 
 def outcome(seed: int) -> list[str]:
@@ -57,19 +78,24 @@ def main() -> int:
     for mutant in wanted:
         began = time.perf_counter()
         found = hunt(mutant, options.seeds, options.first)
-        seconds = time.perf_counter() - began
-        if found is None:
+        spent = f"{found.simulated} simulated, {time.perf_counter() - began:.0f} s"
+        said = found.problem.strip().splitlines() or [""]
+        check = said[0][1:].partition("]")[0] if said[0].startswith("[") else "the harness broke" if said[0] else ""
+        record(
+            "mutants",
+            name=mutant.name,
+            rule=mutant.rule,
+            seeds=options.seeds,
+            simulated=found.simulated,
+            caught_after=found.caught_after,
+            check=check,
+        )
+        if found.caught_after is None:
             missed.append(mutant.name)
-            record("mutants", name=mutant.name, rule=mutant.rule, seeds=options.seeds, caught_after=None, check="")
-            print(f"MISSED  {mutant.name}: {mutant.rule} ({options.seeds} seeds, {seconds:.0f} s)", flush=True)
+            print(f"MISSED  {mutant.name}: {mutant.rule} ({options.seeds} seeds, {spent})", flush=True)
         else:
-            line = found[1].strip().splitlines()
-            check = line[0][1:].partition("]")[0] if line[0].startswith("[") else "the harness broke"
-            record(
-                "mutants", name=mutant.name, rule=mutant.rule, seeds=options.seeds, caught_after=found[0], check=check
-            )
             print(
-                f"caught  {mutant.name} after {found[0]} seeds ({seconds:.0f} s): {line[0][:150]} {line[-1][:80]}",
+                f"caught  {mutant.name} after {found.caught_after} seeds ({spent}): {said[0][:150]} {said[-1][:80]}",
                 flush=True,
             )
     print(f"{len(wanted) - len(missed)} of {len(wanted)} mutants caught; missed: {', '.join(missed) or 'none'}")

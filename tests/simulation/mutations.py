@@ -47,11 +47,15 @@ Patch = tuple[Any, str, Any]
 
 @dataclass(frozen=True, slots=True)
 class Mutant:
-    """A planted bug."""
+    """A planted bug.
+
+    ``focus``: it shows in seeds that are about this, if anywhere (see ``swarm``); empty: in any.
+    """
 
     name: str
     rule: str
     patches: Callable[[], list[Patch]]
+    focus: str = ""
 
     @contextlib.contextmanager
     def planted(self) -> Iterator[None]:
@@ -71,12 +75,12 @@ class Mutant:
 MUTANTS: dict[str, Mutant] = {}
 
 
-def mutant(rule: str) -> Callable[[Callable[[], list[Patch]]], Callable[[], list[Patch]]]:
+def mutant(rule: str, *, focus: str = "") -> Callable[[Callable[[], list[Patch]]], Callable[[], list[Patch]]]:
     """Enter a planted bug into the list, under the name of the function."""
 
     def enter(patches: Callable[[], list[Patch]]) -> Callable[[], list[Patch]]:
         name = patches.__name__.replace("_", "-")
-        MUTANTS[name] = Mutant(name, rule, patches)
+        MUTANTS[name] = Mutant(name, rule, patches, focus)
         return patches
 
     return enter

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+import vecraft_shard.background
 import vecraft_shard.collection
 import vecraft_shard.compaction
 import vecraft_shard.integrity
@@ -70,7 +71,7 @@ def names_not_locked() -> list[Patch]:
     return [(Admission, "_check_name_free", nothing)]
 
 
-@mutant("an alias means one thing until all who write by it are decided")
+@mutant("an alias means one thing until all who write by it are decided", focus="names")
 def aliases_not_locked() -> list[Patch]:
     return [(Catalog, "is_alias", lambda self, name: False)]
 
@@ -104,22 +105,22 @@ def catalog_lost_at_checkpoint() -> list[Patch]:
     return [(Locations, "save_catalog", save_catalog)]
 
 
-@mutant("a collection that was dropped is kept for as long as its past can be read")
+@mutant("a collection that was dropped is kept for as long as its past can be read", focus="names")
 def dropped_at_once() -> list[Patch]:
-    def forget(self: Catalog, safe_point: int) -> list[str]:
-        before = {entry.collection_id for entry in self.collections}
-        self.collections = [entry for entry in self.collections if entry.end_ts == 2**63 - 1]
-        return sorted(before - {entry.collection_id for entry in self.collections})
+    def forget_dropped(state: ShardState, now_ms: int) -> int:
+        gone = state.catalog.forget(2**63 - 2)
+        state.retired += [state.collections.pop(collection_id) for collection_id in gone]
+        return len(gone)
 
-    return [(Catalog, "forget", forget)]
+    return [(vecraft_shard.background, "forget_dropped", forget_dropped)]
 
 
-@mutant("a catalog change waits for those who are writing to the collection")
+@mutant("a catalog change waits for those who are writing to the collection", focus="names")
 def dropped_under_writers() -> list[Patch]:
     return [(Admission, "_check_unused", nothing)]
 
 
-@mutant("a name that a transaction used means the same when it commits")
+@mutant("a name that a transaction used means the same when it commits", focus="names")
 def meaning_not_compared() -> list[Patch]:
     return [(Catalog, "meant_the_same", lambda *_: True)]
 
@@ -202,7 +203,7 @@ def tail_not_scanned() -> list[Patch]:
     return [(_Execution, "_scan_tail", nothing)]
 
 
-@mutant("rows leave the tail when they are in the graph, not before")
+@mutant("rows leave the tail when they are in the graph, not before", focus="graphs")
 def out_of_the_tail_early() -> list[Patch]:
     original = Collection.index_slice
 
@@ -273,7 +274,7 @@ def last_frame_cut() -> list[Patch]:
     return [(FrameReader, "frames", frames), (LogReader, "check_mark", nothing)]
 
 
-@mutant("a torn end is cut off before anything is written after it")
+@mutant("a torn end is cut off before anything is written after it", focus="relapses")
 def torn_end_left() -> list[Patch]:
     original = LogReader.repair
 
@@ -284,7 +285,7 @@ def torn_end_left() -> list[Patch]:
     return [(LogReader, "repair", repair)]
 
 
-@mutant("damage in the middle of the log is told from a torn end")
+@mutant("damage in the middle of the log is told from a torn end", focus="damage")
 def damage_cut_off() -> list[Patch]:
     def judge_end(self: LogReader, reader: FrameReader, name: str, *, is_last: bool) -> None:
         self._torn = True
@@ -292,7 +293,7 @@ def damage_cut_off() -> list[Patch]:
     return [(LogReader, "_judge_end", judge_end), (LogReader, "check_mark", nothing)]
 
 
-@mutant("records are verified when they are read")
+@mutant("records are verified when they are read", focus="damage")
 def records_not_verified() -> list[Patch]:
     return [
         (vecraft_shard.collection, "verify_payloads", nothing),
@@ -300,12 +301,12 @@ def records_not_verified() -> list[Patch]:
     ]
 
 
-@mutant("searches over damaged vectors are refused")
+@mutant("searches over damaged vectors are refused", focus="damage")
 def vectors_not_verified() -> list[Patch]:
     return [(vecraft_shard.integrity.Integrity, "refuse_vectors", nothing)]
 
 
-@mutant("the pages of the checkpoint are verified")
+@mutant("the pages of the checkpoint are verified", focus="damage")
 def pages_not_verified() -> list[Patch]:
     return [(PageSums, "_compare", nothing)]
 

@@ -64,7 +64,7 @@ def ends_lost_at_checkpoint() -> list[Patch]:
     return [(VersionTable, "take_ended", lambda self: {})]
 
 
-@mutant("the log is trimmed after the checkpoint that covers it")
+@mutant("the log is trimmed after the checkpoint that covers it", focus="relapses")
 def trimmed_before_checkpoint() -> list[Patch]:
     original = Checkpointer._commit
 

@@ -188,11 +188,10 @@ class Simulation:
         rng, shard = self.world.rng, self.world.rng.choice(self.shards)
         if shard.shard is None:
             return
-        power = rng.random() < self.world.swarm.power
         if rng.random() < 0.3:
-            shard.crash(power=power)
+            shard.crash(power=rng.random() < self.world.swarm.power)
         else:
-            shard.loses_power, shard.crash_in = power, rng.choice((0, 1, 2, 3, 5, 8, 13, 30))
+            shard.crash_soon()
 
     def _black_out(self) -> None:
         power = self.world.rng.random() < self.world.swarm.power

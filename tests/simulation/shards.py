@@ -10,8 +10,10 @@ from __future__ import annotations
 import errno
 import traceback
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
+from typing import Any
 
+import vecraft_shard.collection
 import vecraft_shard.store
 import vecraft_shard.wal
 from tests.simulation.disk import Crash, SimulatedDisk
@@ -43,6 +45,7 @@ from vecraft_shard.config import ShardConfig
 from vecraft_shard.engine import Shard
 
 TICK_S = 0.1
+BALLAST_BYTES = 64 << 10
 MAX_PARKED_S = 0.02
 Answer = Callable[[BatchReply | None], None]
 """Takes the reply, or None: there is no shard at this address now."""
@@ -66,6 +69,8 @@ class Stopwatch:
 # Files grow and are mapped anew all the time in production; here they would hardly ever, and be mostly room ahead.
 vecraft_shard.store.MIN_STEP_BYTES = 4096
 vecraft_shard.wal._FIRST_ZERO_AHEAD_BYTES = 2048
+# Likewise: collections grow by many slices of the indexer there, and by less than the first one here.
+vecraft_shard.collection._FIRST_SLICE_ROWS = 4
 
 READ_LIKE = ReadRequest | Barrier | PinSnapshot | ReleaseSnapshot
 """What need not queue with the writes."""
@@ -146,6 +151,8 @@ class SimulatedShard:
             resolve_after_ms=swarm.resolve_after_ms,
             compact_min_rows=swarm.compact_rows,
             index_min_rows=swarm.index_rows,
+            index_slice_ms=swarm.index_slice_ms,
+            ballast_bytes=BALLAST_BYTES,
             verify_writes=True,
         )
         self.start()
@@ -160,6 +167,8 @@ class SimulatedShard:
         self.life += 1
         self._latch = SimulatedLatch()
         self._writes, self._parked, self._busy = [], {}, False
+        if not self.world.calm and self.world.rng.random() < self.world.swarm.relapses:
+            self.crash_soon()
         try:
             shard = Shard.open(
                 self.disk,
@@ -183,8 +192,26 @@ class SimulatedShard:
             self.world.restarts += 1
             state = shard._state
             state.outcomes = Ledger(self.world.history, self.number, state.outcomes)
+            state.locations.transaction = self._stepped(state.locations.transaction)  # type: ignore[method-assign]
             self.shard = shard
             self.world.note(f"{self.name} started: prepared {list(state.prepared)} clock {shard.clock_last}")
+
+    def crash_soon(self) -> None:
+        """Die at one of the next operations of the disk."""
+        rng = self.world.rng
+        self.loses_power = rng.random() < self.world.swarm.power
+        self.crash_in = rng.choice((0, 1, 2, 3, 5, 8, 13, 30))
+
+    def _stepped(self, transaction: Callable[[], AbstractContextManager[None]]) -> Callable[[], Any]:
+        """SQLite's commit is an operation of the disk, too: the process may end right before it."""
+
+        @contextmanager
+        def stepped() -> Iterator[None]:
+            with transaction():
+                yield
+                self._step("commit", "shard.sqlite")
+
+        return stepped
 
     def crash(self, *, power: bool) -> None:
         """Die now."""
@@ -199,10 +226,11 @@ class SimulatedShard:
         self._close()
         if self.loses_power:
             self.disk.lose_power()
-        elif world.swarm.flips and not world.damaged and not world.calm:
+        elif world.swarm.flips and world.damaged <= {self.number} and not world.calm:
             # What a power failure leaves of the last frames of the log may look like damage: this is not about that.
             world.damaged.add(self.number)
-            world.note(f"{self.name} is damaged: {self.disk.flip()}")
+            for _ in range(world.swarm.flips):
+                world.note(f"{self.name} is damaged: {self.disk.flip()}")
         world.after(world.rng.choice((0.001, 0.003, 0.01, 0.1, 0.6)) * (0.5 + world.rng.random()), self.start)
 
     def _close(self) -> None:
@@ -397,7 +425,7 @@ class SimulatedShard:
         self._run(self._maintain)
 
     def _maintain(self, shard: Shard) -> None:
-        shard.maintain(self.clock.now_ms(), 20)
+        shard.maintain(self.clock.now_ms(), self.world.swarm.maintain_ms)
         by_shard: dict[int, list[Request]] = {}
         for target, request in sorted(shard.outgoing(self.clock.now_ms()), key=repr):
             by_shard.setdefault(target, []).append(request)

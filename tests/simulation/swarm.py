@@ -7,17 +7,23 @@ load, some only under large skew, and a mixture of everything at once hides both
 from __future__ import annotations
 
 import random
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Any
 
 KINDS = ("append", "transfer", "blind", "get", "scan", "search", "alias", "interactive", "past", "skew", "fresh")
 SPECIAL = ("witness", "claim", "near", "catalog", "pin", "delete_where", "reuse")
 """What clients do in some configurations only."""
+
+FOCUSES = ("names", "damage", "graphs", "history", "relapses")
+"""What a seed may be about: it then has much of that, and little of what would hide it."""
 
 
 @dataclass(frozen=True, slots=True)
 class Swarm:
     """The configuration of one seed. Times are seconds unless the name says otherwise."""
 
+    focus: str
+    """One of :data:`FOCUSES`; empty: everything as it was drawn."""
     shards: int
     routers: int
     clients: int
@@ -58,8 +64,10 @@ class Swarm:
     full_disks: float
     power: float
     """Share of crashes that lose what was not synced."""
-    flips: bool
-    """Whether a bit of a file is found flipped after a crash."""
+    relapses: float
+    """Share of starts that end in another crash, while the shard recovers or soon after."""
+    flips: int
+    """Bits that are found flipped after each crash of one shard; 0: none ever."""
     wild_clocks: bool
     """Whether jumps may lead beyond the skew that is accepted."""
     skew_ms: int
@@ -67,6 +75,8 @@ class Swarm:
     park: float
     """Share of reads that are carried out in the middle of something else, as another thread would."""
     router_timeout: float
+    patience: float
+    """How long clients wait for a router, which may go on for longer."""
     resolve_after_ms: int
     checkpoint_interval: float
     retention: float
@@ -74,6 +84,14 @@ class Swarm:
     compact_rows: int
     index_rows: int
     """A collection of so many rows gets a graph."""
+    index_slice_ms: float
+    maintain_ms: float
+    """How long background work goes on at a time, by the simulated stopwatch."""
+
+    @classmethod
+    def of(cls, seed: int) -> Swarm:
+        """The configuration of a seed."""
+        return cls.draw(random.Random(f"swarm {seed}"))
 
     @classmethod
     def draw(cls, rng: random.Random) -> Swarm:
@@ -87,7 +105,8 @@ class Swarm:
         weights["catalog"] *= 0.5
         weights["alias"] += 0.3 * weights["delete_where"]  # which may go by an alias
         calm = rng.random() < 0.15
-        return cls(
+        drawn = cls(
+            focus="" if calm else pick(("", "", "", *FOCUSES)),
             shards=pick((1, 2, 2, 3, 3, 4)),
             routers=pick((1, 2, 3)),
             clients=pick((2, 3, 4, 6)),
@@ -116,16 +135,60 @@ class Swarm:
             disk_errors=0.0 if calm else pick((0.0, 0.0, 0.0, 0.3, 1.0)),
             full_disks=0.0 if calm else pick((0.0, 0.0, 0.0, 0.0, 0.0, 0.5)),
             power=pick((0.0, 0.5, 1.0)),
-            flips=not calm and rng.random() < 0.06,
+            relapses=0.0 if calm else pick((0.0, 0.0, 0.3)),
+            flips=int(not calm and rng.random() < 0.06),
             wild_clocks=rng.random() < 0.1,
             skew_ms=pick((0, 5, 50, 220, 220)),
             sync_time=pick((0.0001, 0.002, 0.01)),
             park=pick((0.0, 0.3, 0.8)),
             router_timeout=pick((0.5, 1.5, 3.0)),
+            patience=pick((0.1, 0.4, 1.2, 4.0)),
             resolve_after_ms=pick((100, 300, 1000)),
             checkpoint_interval=pick((0.1, 0.5, 60.0)),
             retention=pick((1.2, 4.0, 3600.0, 3600.0)),
             history=pick((0.3, 2.0, 600.0, 600.0)),
             compact_rows=pick((4, 16, 1000)),
             index_rows=pick((1, 8, 1000, 1000)),
+            index_slice_ms=pick((0.1, 5.0)),
+            maintain_ms=pick((1.0, 20.0)),
         )
+        return replace(drawn, **_focused(drawn, rng)) if drawn.focus else drawn
+
+
+def _focused(drawn: Swarm, rng: random.Random) -> dict[str, Any]:
+    """What is different in a seed that is about one thing."""
+    pick, often = rng.choice, drawn.weights
+    match drawn.focus:
+        case "names":
+            # A change of the catalog has to fit in between the two halves of somebody's transaction.
+            return {
+                "weights": often | {"catalog": 3.0, "alias": 1.5, "blind": 4.0, "past": 1.0, "delete_where": 0.5},
+                "shards": pick((2, 3)), "clients": pick((4, 6)), "keys": pick((4, 16)), "think": pick((0.0, 0.005)),
+                "slow_links": pick((0.15, 0.4)), "latency": pick((0.001, 0.005)), "loss": pick((0.0, 0.01)),
+                "crashes": 0.0, "blackouts": 0.0, "length": pick((1.5, 3.0)), "history": pick((0.3, 0.3, 600.0)),
+            }  # fmt: skip
+        case "damage":
+            # What was damaged must have been in a checkpoint, and be looked at before it is written again.
+            return {
+                "weights": often | {"get": 3.0, "search": 4.0, "scan": 2.0, "blind": 0.5, "alias": 0.0, "catalog": 0.0},
+                "flips": pick((1, 3, 8)), "crashes": pick((0.15, 0.4)), "power": 0.0, "blackouts": 0.0,
+                "disk_errors": 0.0, "full_disks": 0.0, "relapses": 0.0, "checkpoint_interval": 0.1, "history": 600.0,
+                "clients": 4, "keys": 16, "length": 3.0, "think": 0.02, "loss": 0.0, "partitions": 0.0,
+            }  # fmt: skip
+        case "graphs":
+            return {
+                "weights": often | {"near": 6.0, "blind": 4.0, "delete_where": 0.5}, "keys": 16, "index_rows": 1,
+                "index_slice_ms": 0.1, "maintain_ms": 1.0, "think": 0.0, "length": pick((1.5, 3.0)), "loss": 0.0,
+                "compact_rows": pick((4, 1000)),
+            }  # fmt: skip
+        case "history":
+            return {
+                "weights": often | {"past": 3.0, "pin": 3.0, "blind": 3.0, "catalog": 0.5}, "history": 0.3,
+                "compact_rows": 4, "length": 3.0, "loss": pick((0.0, 0.05)), "partitions": 0.0,
+            }  # fmt: skip
+        case _:
+            # The end of the log is torn, and again before much was written after it.
+            return {
+                "relapses": pick((0.5, 0.8)), "crashes": 0.15, "power": pick((0.5, 0.9)), "disk_errors": 0.0,
+                "shards": pick((2, 3)), "flips": 0, "loss": pick((0.0, 0.05)), "length": 3.0,
+            }  # fmt: skip

@@ -151,6 +151,11 @@ class Truth:
                             self._history.problem(f"{attempt.txn_id} expected {key} to be {mutation.expect}")
             if txn.snapshot is None:
                 continue
+            names = {name for name, _ in txn.reads}
+            names |= {mutation.collection for mutation in txn.mutations if isinstance(mutation, Put | Delete)}
+            for name in sorted(names):
+                if self.resolve(name, txn.snapshot) != self.resolve(name, ts - 1):
+                    self._history.problem(f"{attempt.txn_id} took {name} for what it was at {txn.snapshot}")
             read = [(self.resolve(name, txn.snapshot), record_id) for name, record_id in txn.reads]
             for what, checked in (("lost update", keys), ("read-write conflict", read)):
                 for key in checked:

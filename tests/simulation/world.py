@@ -28,7 +28,7 @@ class World:
 
     def __init__(self, seed: int, folder: Path, *, trace: bool = False) -> None:
         self.rng = random.Random(seed)
-        self.swarm = Swarm.draw(random.Random(f"swarm {seed}"))
+        self.swarm = Swarm.of(seed)
         self.folder = folder
         self.now = 0.0
         self.calm = True

@@ -125,7 +125,8 @@ class WritingClient(ReadingClient):
         if self._world.swarm.weights["catalog"] and rng.random() < 0.3:
             mutations.append(self._put(PASSING, self._keys(), operation))
             mutations = [m for m in mutations if m.collection != ALIAS]  # type: ignore[union-attr]
-        yield from self._commit(operation, mutations)
+        # Under a snapshot the names have to mean what they did then, too.
+        yield from self._commit(operation, mutations, self._token if self._token and rng.random() < 0.3 else None)
 
     def _do_witness(self) -> Script:
         """Write records all over the shards, and let others look at each of them as soon as that is acknowledged."""
