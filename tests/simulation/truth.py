@@ -159,7 +159,7 @@ class Truth:
             read = [(self.resolve(name, txn.snapshot), record_id) for name, record_id in txn.reads]
             for what, checked in (("lost update", keys), ("read-write conflict", read)):
                 for key in checked:
-                    if any(txn.snapshot < other < ts for other, _ in self.versions[key]):
+                    if self._changed(key, txn.snapshot, ts):
                         self._history.problem(f"{what} on {key} by {attempt.txn_id}, {txn.snapshot} to {ts}")
         if attempt.operation.matched is not None:
             self._check_deletion(attempt, *attempt.operation.matched, ts)
@@ -213,6 +213,13 @@ class Truth:
         versions = self.versions.get(key, [])
         place = bisect_right(versions, snapshot, key=lambda version: version[0])
         return versions[place - 1][1] if place else None
+
+    def _changed(self, key: tuple[str | None, str], after: int, before: int) -> bool:
+        """Whether a record was written or deleted between two moments. Who deletes what is not there changes nothing."""
+        return any(
+            after < ts < before and (payload is not None or self.at(key, ts - 1) is not None)
+            for ts, payload in self.versions[key]
+        )
 
     def records(self, name: str, snapshot: int, group: int | None = None) -> dict[str, bytes]:
         """All records of a collection at a moment, in id order, those of ``group`` only if there is one."""
