@@ -25,6 +25,7 @@ import pickle
 import threading
 import time
 from collections.abc import Callable
+from concurrent.futures import wait
 from typing import Any, cast
 
 import ray
@@ -183,12 +184,13 @@ def endpoint_of(directory: Directory, name: str) -> Callable[[Callable[[], bool]
         try:
             if not ray.is_initialized():  # asking would start a Ray of its own
                 raise TimeoutError("this process is not connected to Ray any more")
-            reference = directory.find(name).endpoint.remote()
+            # Not ray.get: in a router actor Ray would warn of a blocked event loop, though this thread blocks none.
+            answer = directory.find(name).endpoint.remote().future()
             # In short steps: a router that is closed must not leave a thread behind that calls a Ray that is gone.
-            while not ray.wait([reference], timeout=0.1)[0]:
+            while not wait([answer], timeout=0.1).done:
                 if given_up() or time.monotonic() > deadline or not ray.is_initialized():
                     raise TimeoutError(f"{name} did not say where its socket is")
-            endpoint: Endpoint = unwrap(ray.get(reference, timeout=ENDPOINT_TIMEOUT_S))
+            endpoint: Endpoint = unwrap(answer.result())
         except ray_errors.RayError as error:
             directory.gone(name, error)
             raise translate(error, name) from error

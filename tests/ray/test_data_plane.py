@@ -7,6 +7,7 @@ import ssl
 from pathlib import Path
 
 import numpy as np
+import psutil
 import pytest
 import ray
 from ray_workbench import eventually, flights_of, frozen, insist, kill_shard, ping
@@ -14,7 +15,7 @@ from ray_workbench import eventually, flights_of, frozen, insist, kill_shard, pi
 from vecraft_cluster.credentials import Endpoint
 from vecraft_cluster.launch import Cluster, launch
 from vecraft_cluster.links import connect
-from vecraft_cluster.ports import look_up, shard_name, unwrap
+from vecraft_cluster.ports import look_up, router_name, shard_name, unwrap
 from vecraft_data_model import CollectionSchema, QueryPacket
 from vecraft_data_model.errors import InvalidDataException, ShardUnavailableError, TimeoutException
 from vecraft_db.client.async_client import AsyncVecraftClient
@@ -71,6 +72,27 @@ async def test_on_an_event_loop_too(cluster: Cluster) -> None:
                 break
             await asyncio.sleep(0.005)
         assert runner.flights > 3
+
+
+def test_a_router_actor_uses_sockets_and_ray_does_not_warn_of_a_blocked_loop(
+    ray_session: Path, cluster: Cluster
+) -> None:
+    router = psutil.Process(ping(router_name(cluster.name, 0))["pid"])
+    ports = {endpoint_of_shard(cluster, shard).port for shard in (0, 1)}
+    with VecraftClient(address="auto", cluster=cluster.name, via_router_actor=True) as client:
+        client.create_collection(CollectionSchema(name="routed", dim=4))
+        client.upsert("routed", ids=IDS, vectors=VECTORS)
+
+        def over_sockets() -> bool:
+            client.search("routed", QueryPacket(VECTORS[3], k=1))
+            return ports <= {connection.raddr.port for connection in router.net_connections() if connection.raddr}
+
+        eventually(over_sockets, 30, "the router actor's connections to both shards")
+        client.drop_collection("routed")
+    logs = list((ray_session / "session_latest" / "logs").glob(f"worker-*-{router.pid}.*"))
+    assert logs
+    said = "".join(path.read_text() for path in logs)
+    assert "blocking ray.get" not in said, said
 
 
 def test_a_restarted_shard_has_other_keys_and_is_found_by_itself(cluster: Cluster, client: VecraftClient) -> None:
