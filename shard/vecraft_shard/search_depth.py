@@ -95,6 +95,11 @@ class SearchDepth:
             self.altered = depth
             self.recall = self.recall_interval = None
 
+    def retarget(self) -> None:
+        """Have the depth measured anew, and soon: it was tuned to another target."""
+        self.recall = self.recall_interval = None
+        self.rest_until_ms = 0
+
     @property
     def lasting(self) -> tuple[float | None, tuple[float, float] | None]:
         """The recall and its interval, where a restart does not change the depth they were measured at."""

@@ -184,6 +184,8 @@ class ShardState:
     def _take_up(self, entry: CollectionEntry) -> None:
         existing = self.collections.get(entry.collection_id)
         if existing is not None:
+            if existing.schema.target_recall != entry.schema.target_recall:
+                existing.depth.retarget()
             existing.schema = entry.schema
             existing.depth.alter(entry.ef)
             return

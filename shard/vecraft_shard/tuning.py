@@ -12,7 +12,8 @@ where 200 real sentences need 48 (WordNet, 384-d), 448 where 320 is needed (Gaus
 do (clusters, 64-d; rank 10 in 256-d). Rows themselves are far too easy, since the graph was built by searching for
 them, and midpoints of random pairs too easy on the Gaussian (160) and far too hard between clusters (80).
 
-*When.* When the graph has grown or shrunk by half; when a depth was set by hand, a quarter of the rows were replaced or
+*When.* When the graph has grown or shrunk by half; at once when the
+target was altered; when a depth was set by hand, a quarter of the rows were replaced or
 deleted, or the sample has been renewed, but then only so often that measuring takes a hundredth of the time at most.
 
 *At what cost.* In slices of some milliseconds. While there are searches, those take a fifth of the time at most (see
@@ -100,8 +101,8 @@ def tune(state: ShardState, collection: Collection, now_ms: int) -> Iterator[Non
         else:
             low = middle + 1
     recalls = yield from measurement.recalls(depth.set_by_hand or DEPTHS[low])
-    if recalls is None:
-        return
+    if recalls is None or collection.schema.target_recall != target:
+        return  # altered meanwhile: the next turn begins anew
     depth.tuned, depth.recall, depth.recall_interval = DEPTHS[low], float(recalls.mean()), interval(recalls)
     depth.rows, depth.changes, depth.sampled = rows, changes, sampled
     depth.rest_until_ms = now_ms + math.ceil((state.stopwatch() - begun) * 1000 * _REST)

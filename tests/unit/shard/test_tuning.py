@@ -14,6 +14,7 @@ import pytest
 from vecraft_data_model.convert import put_of_columns
 from vecraft_data_model.messages import (
     CHOOSE_SNAPSHOT,
+    AlterCollection,
     CommitOne,
     Committed,
     CreateCollection,
@@ -210,6 +211,23 @@ def test_replacing_rows_is_a_reason_to_measure_again() -> None:
     bench.settle()
     assert bench.estimate() != before
     assert bench.recall(gaussian(rng, QUERIES)) >= 0.93
+
+
+def test_another_target_is_followed_at_once() -> None:
+    rng = np.random.default_rng(14)
+    vectors, queries = gaussian(rng, ROWS), gaussian(rng, QUERIES)
+    bench = Bench("l2", 32)
+    bench.fill(vectors)
+    bench.settle()
+    depths = [bench.describe().ef]
+    for target in (0.6, 0.99):
+        bench.commit(AlterCollection("c", {"target_recall": target}))
+        bench.settle()
+        depths.append(bench.describe().ef)
+        assert bench.recall(queries) >= target - 0.02
+    assert depths[1] < depths[0] < depths[2]
+    bench.commit(AlterCollection("c", {"target_recall": 0.99}))
+    assert bench.describe().measured_recall is not None, "that is what it was"
 
 
 def test_what_was_measured_is_known_after_a_restart(tmp_path: Path) -> None:
