@@ -155,40 +155,50 @@ class Swarm:
         return replace(drawn, **_focused(drawn, rng)) if drawn.focus else drawn
 
 
+_QUICK = {
+    "think": 0.0, "latency": 0.0005, "slow_links": 0.0, "slow": 0.0, "loss": 0.0, "sync_time": 0.002, "partitions": 0.0,
+    "router_crashes": 0.0, "blackouts": 0.0, "disk_errors": 0.0, "full_disks": 0.0, "clock_jumps": 0.0,
+    "wild_clocks": False, "foreign_ids": False, "relapses": 0.0, "flips": 0, "length": 1.5, "clients": 4, "keys": 16,
+}  # fmt: skip
+"""Where much happens: little of a cluster's time goes by with waiting."""
+
+
 def _focused(drawn: Swarm, rng: random.Random) -> dict[str, Any]:
     """What is different in a seed that is about one thing."""
-    pick, often = rng.choice, drawn.weights
+    pick = rng.choice
+
+    def mainly(**weights: float) -> dict[str, float]:
+        return {kind: weights.get(kind, 0.0) for kind in drawn.weights}
+
     match drawn.focus:
         case "names":
             # A change of the catalog has to fit in between the two halves of somebody's transaction.
-            return {
-                "weights": often | {"catalog": 3.0, "alias": 1.5, "blind": 4.0, "past": 1.0, "delete_where": 0.5},
-                "shards": pick((2, 3)), "clients": pick((4, 6)), "keys": pick((4, 16)), "think": pick((0.0, 0.005)),
-                "slow_links": pick((0.15, 0.4)), "latency": pick((0.001, 0.005)), "loss": pick((0.0, 0.01)),
-                "crashes": 0.0, "blackouts": 0.0, "length": pick((1.5, 3.0)), "history": pick((0.3, 0.3, 600.0)),
+            return _QUICK | {
+                "weights": mainly(catalog=4, alias=1, blind=5, get=1, past=1, delete_where=pick((0, 1)), pin=0.2),
+                "shards": pick((2, 3)), "routers": 3, "slow_links": pick((0.15, 0.3)), "keys": pick((4, 16)),
+                "crashes": 0.0, "history": pick((0.3, 0.3, 600.0)), "texts": False,
             }  # fmt: skip
         case "damage":
             # What was damaged must have been in a checkpoint, and be looked at before it is written again.
-            return {
-                "weights": often | {"get": 3.0, "search": 4.0, "scan": 2.0, "blind": 0.5, "alias": 0.0, "catalog": 0.0},
-                "flips": pick((1, 3, 8)), "crashes": pick((0.15, 0.4)), "power": 0.0, "blackouts": 0.0,
-                "disk_errors": 0.0, "full_disks": 0.0, "relapses": 0.0, "checkpoint_interval": 0.1, "history": 600.0,
-                "clients": 4, "keys": 16, "length": 3.0, "think": 0.02, "loss": 0.0, "partitions": 0.0,
+            return _QUICK | {
+                "weights": mainly(get=3, search=4, scan=2, past=1, blind=0.4, near=pick((0, 1)), append=0.3),
+                "flips": pick((1, 3, 8)), "crashes": pick((0.15, 0.4)), "power": 0.0, "think": 0.005,
+                "checkpoint_interval": 0.1, "history": 600.0,
             }  # fmt: skip
         case "graphs":
-            return {
-                "weights": often | {"near": 6.0, "blind": 4.0, "delete_where": 0.5}, "keys": 16, "index_rows": 1,
-                "index_slice_ms": 0.1, "maintain_ms": 1.0, "think": 0.0, "length": pick((1.5, 3.0)), "loss": 0.0,
-                "compact_rows": pick((4, 1000)),
+            return _QUICK | {
+                "weights": mainly(near=6, blind=4, append=0.5, get=0.5, delete_where=0.5), "index_rows": 1,
+                "index_slice_ms": 0.1, "maintain_ms": 1.0, "compact_rows": pick((4, 1000)),
             }  # fmt: skip
         case "history":
-            return {
-                "weights": often | {"past": 3.0, "pin": 3.0, "blind": 3.0, "catalog": 0.5}, "history": 0.3,
-                "compact_rows": 4, "length": 3.0, "loss": pick((0.0, 0.05)), "partitions": 0.0,
+            return _QUICK | {
+                "weights": mainly(past=3, pin=2, blind=3, get=1, scan=1, append=0.5, catalog=0.5), "history": 0.3,
+                "compact_rows": 4, "think": 0.02, "length": 2.0, "crashes": drawn.crashes,
             }  # fmt: skip
         case _:
             # The end of the log is torn, and again before much was written after it.
-            return {
-                "relapses": pick((0.5, 0.8)), "crashes": 0.15, "power": pick((0.5, 0.9)), "disk_errors": 0.0,
-                "shards": pick((2, 3)), "flips": 0, "loss": pick((0.0, 0.05)), "length": 3.0,
+            return _QUICK | {
+                "weights": mainly(blind=3, append=2, transfer=3, get=1, witness=pick((0, 1)), skew=1),
+                "relapses": pick((0.5, 0.8)), "crashes": 0.15, "power": pick((0.5, 0.9)), "shards": pick((2, 3)),
+                "slow_links": pick((0.0, 0.3)), "length": 3.0,
             }  # fmt: skip

@@ -215,7 +215,7 @@ class Truth:
         return versions[place - 1][1] if place else None
 
     def _changed(self, key: tuple[str | None, str], after: int, before: int) -> bool:
-        """Whether a record was written or deleted between two moments. Who deletes what is not there changes nothing."""
+        """Whether a record was written or deleted in between; a deletion of what is not there changes nothing."""
         return any(
             after < ts < before and (payload is not None or self.at(key, ts - 1) is not None)
             for ts, payload in self.versions[key]
