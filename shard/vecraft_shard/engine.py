@@ -172,7 +172,7 @@ class Shard:
         if refusal is not None:
             return [refusal] * len(requests)
         if not any(isinstance(request, WRITES) for request in requests):
-            return answer_all(requests, lambda request: self._guarded(request, now_ms))
+            return answer_all(requests, lambda request: self._guarded(request, now_ms), self._reader.changes)
         with self._state.latch.writer():
             self._state.batches += 1
             self._state.requests += len(requests)

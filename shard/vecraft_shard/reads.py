@@ -125,6 +125,21 @@ class Reader:
                     return Undecided(blocking)
             return self._read(request, entry, snapshot)
 
+    def changes(self, name: str, first: int, last: int) -> list[int] | None:
+        """Return when a collection changed after snapshot ``first`` and up to ``last``, in any order.
+
+        What is undecided is not among it. None: that is not known (any more), or ``name`` meant something else.
+        """
+        state = self._state
+        with state.latch.shared():
+            try:
+                entry = state.catalog.resolve(name)
+            except CollectionNotExistedException:
+                return None
+            if entry.schema.name != name or entry.begin_ts > first or state.timeline.safe_point > first:
+                return None
+            return state.collections[entry.collection_id].versions.moments(first, last)
+
     def _footprint(self, request: ReadRequest) -> str | None:
         if isinstance(request, ListCollections):
             return None

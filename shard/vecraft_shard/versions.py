@@ -17,6 +17,7 @@ Readers hold the shard's latch shared and writers hold it exclusively, so nothin
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Sequence
 
 import numpy as np
@@ -26,6 +27,7 @@ from vecraft_data_model.hlc import INFINITY_TS
 
 Int64Array = npt.NDArray[np.int64]
 NO_ROW = -1
+_MOMENTS_KEPT = 64
 
 
 class VersionTable:
@@ -54,6 +56,8 @@ class VersionTable:
         self.alive = 0
         self.max_begin = 0
         self._ended_since: dict[int, int] = {}
+        self._moments: deque[int] = deque()
+        self._forgotten = 0  # moments up to this one are not all remembered
 
     def append(self, ids: Sequence[str], begin: int, offsets: Int64Array, sizes: npt.NDArray[np.int32]) -> int:
         """Add one version per id, all begun at ``begin``; end the versions they replace. Returns the first row."""
@@ -74,6 +78,7 @@ class VersionTable:
         self.alive += count
         self.max_begin = max(self.max_begin, begin)
         self.rows = last
+        self._remember(begin)
         return first
 
     def delete(self, record_ids: Sequence[str], ts: int) -> int:
@@ -84,6 +89,8 @@ class VersionTable:
             if row != NO_ROW:
                 self._end(row, ts)
                 ended += 1
+        if ended:
+            self._remember(ts)
         return ended
 
     def adopt(
@@ -100,12 +107,14 @@ class VersionTable:
         self.ids.extend(ids)
         self.alive += len(ids)
         self.max_begin = max(self.max_begin, int(begin.max()))
+        self._forgotten = max(self._forgotten, self.max_begin)
         self.rows = last
 
     def refresh_ends(self, end: Int64Array) -> None:
         """Set the ends of all rows."""
         self.end[: self.rows] = end
         self.alive = int(np.count_nonzero(end == INFINITY_TS))
+        self._forget_moments()
 
     def load(
         self, ids: list[str], begin: Int64Array, end: Int64Array, offset: Int64Array, size: npt.NDArray[np.int32]
@@ -125,6 +134,7 @@ class VersionTable:
         self.alive = int(np.count_nonzero(end == INFINITY_TS))
         self.max_begin = int(begin.max()) if count else 0
         self.rows = count
+        self._forget_moments()
 
     # ------------------------------------------------------------------------------------------- reading
 
@@ -156,6 +166,12 @@ class VersionTable:
     def all_visible(self, snapshot: int) -> bool:
         """Whether ``snapshot`` sees every row: the common case, in which nothing needs to be masked."""
         return self.alive == self.rows and self.max_begin <= snapshot
+
+    def moments(self, first: int, last: int) -> list[int] | None:
+        """When a version began or ended after ``first`` and up to ``last``, in any order; None: that is forgotten."""
+        if first < self._forgotten:
+            return None
+        return [ts for ts in self._moments if first < ts <= last]
 
     def visible(self, snapshot: int, rows: int) -> npt.NDArray[np.bool_]:
         """For each row below ``rows``: whether ``snapshot`` sees it."""
@@ -189,6 +205,20 @@ class VersionTable:
         self.end[row] = ts
         self._ended_since[row] = ts
         self.alive -= 1
+
+    def _remember(self, ts: int) -> None:
+        """Enter a moment among the last ones; they come nearly in order, each once or a few times."""
+        moments = self._moments
+        if not moments or moments[-1] != ts:
+            moments.append(ts)
+            if len(moments) > _MOMENTS_KEPT:
+                self._forgotten = max(self._forgotten, moments.popleft())
+
+    def _forget_moments(self) -> None:
+        """What happened so far came from elsewhere, and not moment by moment."""
+        ends = self.end[: self.rows]
+        self._moments.clear()
+        self._forgotten = max(self.max_begin, int(ends[ends != INFINITY_TS].max(initial=0)))
 
     def _reserve(self, rows: int) -> None:
         if rows <= len(self.begin):
