@@ -307,8 +307,13 @@ class Participant:
         if decided is not None:
             answer(decided)
             return
-        self._check_primary(txn_id)
         prepared = self._state.prepared.get(txn_id)
+        if held and prepared is not None and prepared.record.primary != self._state.shard_id:
+            # Who asks holds another content under this id, and takes this shard for its primary. That content will never
+            # be voted for here: not while this one is held, which is durable, and not once it is decided.
+            answer(Aborted(txn_id))
+            return
+        self._check_primary(txn_id)
         if prepared is not None:
             since = prepared.since_ms
         else:

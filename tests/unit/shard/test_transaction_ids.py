@@ -78,6 +78,18 @@ def test_a_commit_of_another_content_is_the_end_of_this_one(bench: Bench) -> Non
     assert bench.get("a") == {"a": {"v": 3}}
 
 
+def test_two_contents_of_one_id_do_not_wait_for_each_other(bench: Bench) -> None:
+    """Seed 137 of the simulator: each was held by the other's primary, and both stayed prepared for ever."""
+    prepare(bench, "t", ONE, primary=1)  # and shard 1 holds OTHER, whose primary it takes this shard for
+    assert bench.ask(Resolve("t")) == Aborted("t")
+    other = Transaction("t", OTHER, [put("b")])
+    assert isinstance(bench.ask(Prepare(other, 0, [0, 1])), Refused), "it was told to be aborted"
+    assert "t" in bench.shard._state.prepared, "only its own primary decides about the one that is held here"
+    bench.shard.deliver(1, Resolve("t"), Aborted("t"), bench.now_ms)
+    assert bench.shard._state.prepared == {}
+    assert isinstance(bench.ask(Prepare(other, 0, [0, 1])), Refused)
+
+
 def test_an_abort_of_another_content_does_not_touch_this_one(bench: Bench) -> None:
     """Else one participant would give up what the primary may yet commit."""
     ts = prepare(bench, "t", ONE, primary=1)
