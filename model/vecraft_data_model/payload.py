@@ -53,6 +53,16 @@ _JSON: Final = 2
 _START: Final = {code: HEADER.size + DIGEST_SIZES[name] for code, name in NAMES.items()}
 
 _HEADER_SIZE: Final = HEADER.size
+_HEADERS: Final = np.dtype(
+    [
+        ("magic", "S2"), ("version", "u1"), ("code", "u1"), ("flags", "u1"), ("digest_size", "u1"), ("id_size", "<u2"),
+        ("metadata_size", "<u4"), ("document_size", "<u4"),
+    ]
+)  # fmt: skip
+"""``HEADER``, for many at once."""
+_STARTS: Final = np.array([_START.get(code, 0) for code in range(256)], np.int64)
+_WORTH_COLUMNS: Final = 24
+"""From so many payloads on, numpy is faster than a loop."""
 _HASHES_BY_CODE: Final = {code: (HASHES[name], _START[code]) for code, name in NAMES.items()}
 
 _encode_json: Final = msgspec.json.Encoder().encode
@@ -268,15 +278,19 @@ def metadata_of(payloads: Sequence[bytes]) -> list[dict[str, Json] | None]:
     Raises:
         CorruptionError: One of them is no payload.
     """
-    pieces = []
-    for data in payloads:
-        _, _, _, at, end = _layout(data)
-        pieces.append(data[at:end] or b"null")
-    # One call for all: decoding a list costs a fraction of decoding its elements one by one.
-    decoded: list[dict[str, Json] | None] = _decoded_json(b"[" + b",".join(pieces) + b"]", "metadata")
-    if len(decoded) != len(payloads):
-        raise CorruptionError(f"the metadata of {len(payloads)} payloads decode to {len(decoded)} values")
-    return decoded
+    return _decoded_many([data[at:end] for data, (_, _, at, end) in _laid_out(payloads)], "metadata")
+
+
+def objects_of(payloads: Sequence[bytes]) -> tuple[list[dict[str, Json] | None], list[dict[str, Json] | None]]:
+    """Decode the metadata, and those documents that are JSON objects, of many payloads at once; others are None.
+
+    Raises:
+        CorruptionError: One of them is no payload.
+    """
+    laid_out = _laid_out(payloads)
+    metadata = _decoded_many([data[at:end] for data, (_, _, at, end) in laid_out], "metadata")
+    documents = [data[at:] if flags & 0x0F == _JSON else b"" for data, (flags, _, _, at) in laid_out]
+    return metadata, _decoded_many(documents, "document")
 
 
 def documents_of(payloads: Sequence[bytes]) -> list[str | dict[str, Json] | None]:
@@ -285,11 +299,7 @@ def documents_of(payloads: Sequence[bytes]) -> list[str | dict[str, Json] | None
     Raises:
         CorruptionError: One of them is no payload.
     """
-    documents = []
-    for data in payloads:
-        _, flags, _, _, at = _layout(data)
-        documents.append(_document(data, flags, at))
-    return documents
+    return [_document(data, flags, at) for data, (flags, _, _, at) in _laid_out(payloads)]
 
 
 def ids_of(payloads: Sequence[bytes]) -> list[str]:
@@ -298,11 +308,7 @@ def ids_of(payloads: Sequence[bytes]) -> list[str]:
     Raises:
         CorruptionError: One of them is no payload.
     """
-    ids = []
-    for data in payloads:
-        _, _, at, end, _ = _layout(data)
-        ids.append(_decoded_text(data[at:end], "id"))
-    return ids
+    return [_decoded_text(data[at:end], "id") for data, (_, at, end, _) in _laid_out(payloads)]
 
 
 # ------------------------------------------------------------------------------------------------ the parts
@@ -326,6 +332,46 @@ def _layout(data: bytes) -> tuple[int, int, int, int, int]:
     ):
         raise CorruptionError(f"these {len(data)} bytes are no payload of version {_VERSION}: header {data[:16].hex()}")
     return code, flags, start, metadata_at, document_at
+
+
+def _laid_out(payloads: Sequence[bytes]) -> list[tuple[bytes, tuple[int, int, int, int]]]:
+    """Return each payload with its flags and offsets, as :func:`_layout`, whose checks are made here for all at once.
+
+    Raises:
+        CorruptionError: One of them is no payload.
+    """
+    if len(payloads) >= _WORTH_COLUMNS:
+        heads = b"".join([data[:_HEADER_SIZE] for data in payloads])
+        if len(heads) == len(payloads) * _HEADER_SIZE:
+            columns = np.frombuffer(heads, _HEADERS)
+            start = _STARTS[columns["code"]]
+            metadata_at = start + columns["id_size"]
+            document_at = metadata_at + columns["metadata_size"]
+            flags = columns["flags"]
+            sound = (
+                (columns["magic"] == _MAGIC)
+                & (columns["version"] == _VERSION)
+                & (start == _HEADER_SIZE + columns["digest_size"].astype(np.int64))
+                & (document_at + columns["document_size"] == np.fromiter(map(len, payloads), np.int64, len(payloads)))
+                & (flags & 0x0F <= _JSON)
+                & (flags >> 4 <= NONEXISTENT)
+            )
+            if sound.all():
+                places = zip(flags.tolist(), start.tolist(), metadata_at.tolist(), document_at.tolist(), strict=True)
+                return list(zip(payloads, places, strict=True))
+    return [(data, _layout(data)[1:]) for data in payloads]
+
+
+def _decoded_many(pieces: Sequence[bytes], what: str) -> list[dict[str, Json] | None]:
+    """Decode JSON objects, None for each piece that is empty."""
+    if not any(pieces):
+        return [None] * len(pieces)
+    # One call for all: decoding a list costs a fraction of decoding its elements one by one.
+    joined = b",".join(pieces if all(pieces) else [piece or b"null" for piece in pieces])
+    decoded: list[dict[str, Json] | None] = _decoded_json(b"[" + joined + b"]", what)
+    if len(decoded) != len(pieces):
+        raise CorruptionError(f"the {what} of {len(pieces)} payloads decode to {len(decoded)} values")
+    return decoded
 
 
 def _document(data: bytes, flags: int, at: int) -> str | dict[str, Json] | None:

@@ -24,7 +24,7 @@ from vecraft_data_model.distances import norms
 from vecraft_data_model.errors import ChecksumValidationFailureError, CorruptionError
 from vecraft_data_model.filters import DocumentFilter, Filter
 from vecraft_data_model.messages import Float32Array, Rows
-from vecraft_data_model.payload import documents_of, metadata_of, verify_payloads
+from vecraft_data_model.payload import documents_of, objects_of, verify_payloads
 from vecraft_data_model.ports import Disk
 from vecraft_data_model.schema import CollectionSchema
 from vecraft_shard.indexes.documents import DocumentIndex
@@ -164,8 +164,9 @@ class Collection:
         self.column.append(first, vectors)
         offsets, sizes = self.payloads.append(payloads)
         self._set_norms(first, vectors)
-        self.metadata.add(first, metadata_of(payloads))
-        self.documents.add(first, documents_of(payloads))
+        metadata, json_documents = objects_of(payloads)
+        self.metadata.add(first, metadata)
+        self.documents.add(first, json_documents)
         self.changed = True
         return offsets, sizes
 

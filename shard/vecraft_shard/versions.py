@@ -19,6 +19,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Sequence
+from itertools import repeat
 
 import numpy as np
 import numpy.typing as npt
@@ -68,13 +69,14 @@ class VersionTable:
         self.end[first:last] = INFINITY_TS
         self.offset[first:last] = offsets
         self.size[first:last] = sizes
-        replaced = [self.newest.get(record_id, NO_ROW) for record_id in ids]
+        replaced = list(map(self.newest.get, ids, repeat(NO_ROW)))
         self.previous[first:last] = replaced
         self.ids.extend(ids)
         self.newest.update(zip(ids, range(first, last), strict=True))
-        for row in replaced:
-            if row != NO_ROW and self.end[row] == INFINITY_TS:
-                self._end(row, begin)
+        if max(replaced, default=NO_ROW) != NO_ROW:
+            for row in replaced:
+                if row != NO_ROW and self.end[row] == INFINITY_TS:
+                    self._end(row, begin)
         self.alive += count
         self.max_begin = max(self.max_begin, begin)
         self.rows = last
@@ -142,6 +144,13 @@ class VersionTable:
         """The row of the record's live version, or -1."""
         row = self.newest.get(record_id, NO_ROW)
         return row if row != NO_ROW and self.end[row] == INFINITY_TS else NO_ROW
+
+    def alive_rows(self, record_ids: Sequence[str]) -> list[int]:
+        """The row of each record's live version, or -1."""
+        rows = list(map(self.newest.get, record_ids, repeat(NO_ROW)))
+        if max(rows, default=NO_ROW) == NO_ROW:
+            return rows
+        return [row if row != NO_ROW and self.end[row] == INFINITY_TS else NO_ROW for row in rows]
 
     def row_at(self, record_id: str, snapshot: int) -> int:
         """The row of the version that ``snapshot`` sees, or -1."""

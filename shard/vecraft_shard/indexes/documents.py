@@ -140,12 +140,11 @@ class DocumentIndex:
 
     # ------------------------------------------------------------------------------------------- writing
 
-    def add(self, first_row: int, documents: Sequence[str | Mapping[str, Any] | None]) -> None:
-        """Add the documents of the rows ``first_row …``. Texts need nothing: they are read when asked about."""
-        self.add_json(first_row, [document if isinstance(document, dict) else None for document in documents])
+    def add(self, first_row: int, documents: Sequence[Mapping[str, Any] | None]) -> None:
+        """Add the JSON documents of the rows ``first_row …``; None: a row without one, or with a text.
 
-    def add_json(self, first_row: int, documents: Sequence[Mapping[str, Any] | None]) -> None:
-        """Add the JSON documents of the rows ``first_row …``; None: a row without one."""
+        Texts need nothing: they are read when asked about.
+        """
         self.json.add(first_row, documents)
 
     # ----------------------------------------------------------------------------------------- answering

@@ -24,7 +24,8 @@ from __future__ import annotations
 import struct
 import threading
 from collections import OrderedDict
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from operator import itemgetter
 from typing import Any, Final
 
 import msgspec
@@ -89,13 +90,13 @@ class MetadataIndex:
         for name, (places, column) in _columns(values).items():
             field = self._field(name)
             at = rows if places is None else rows[places]
-            field.values.add(at, column)
-            lists = [i for i, value in enumerate(column) if isinstance(value, list | tuple)] if (
-                not {list, tuple}.isdisjoint(map(type, column))
-            ) else ()
-            if lists:
+            kinds = set(map(type, column))
+            field.values.add(at, column, kinds)
+            if not kinds.isdisjoint(_LISTS):
+                lists = [i for i, value in enumerate(column) if isinstance(value, list | tuple)]
                 sizes = [len(column[i]) for i in lists]
-                field.elements.add(np.repeat(at[lists], sizes), [item for i in lists for item in column[i]])
+                elements = [item for i in lists for item in column[i]]
+                field.elements.add(np.repeat(at[lists], sizes), elements, set(map(type, elements)))
 
     def forget(self, rows: RowSet) -> None:
         """Drop all entries of some rows, which were reclaimed."""
@@ -216,7 +217,9 @@ class MetadataIndex:
         return field
 
 
-_Column = tuple["list[int] | None", list[Any]]
+_LISTS: Final = frozenset({list, tuple})
+
+_Column = tuple["list[int] | None", Sequence[Any]]
 """Places within the batch (None: all), and the value at each."""
 
 
@@ -225,18 +228,34 @@ def _columns(values: Sequence[Mapping[str, Any] | None]) -> dict[str, _Column]:
 
     Batches mostly look alike, record by record: then a column is one comprehension.
     """
-    first = values[0] if values else None
-    columns: dict[str, _Column] = {}
-    if first and all(value is not None and value.keys() == first.keys() for value in values):
-        columns = {name: (None, [value[name] for value in values]) for name in first}  # type: ignore[index]
-    else:
+    if not any(values):
+        return {}
+    columns = _columns_alike(values)
+    if columns is None:
+        scattered: dict[str, tuple[list[int], list[Any]]] = {}
         for place, value in enumerate(values):
             for name, item in value.items() if value else ():
-                places, column = columns.setdefault(name, ([], []))
-                places.append(place)  # type: ignore[union-attr]
+                places, column = scattered.setdefault(name, ([], []))
+                places.append(place)
                 column.append(item)
+        columns = dict(scattered)
     nested = [name for name, (_, column) in columns.items() if dict in set(map(type, column))]
     return _with_nested(columns, nested) if nested else columns
+
+
+def _columns_alike(values: Sequence[Mapping[str, Any] | None]) -> dict[str, _Column] | None:
+    """The columns of records that all have the same fields; None if they have not."""
+    names = list(values[0] or ())
+    if not names or not all(values) or sum(map(len, values)) != len(names) * len(values):  # type: ignore[arg-type]
+        return None
+    pick: Callable[[Any], Any] = itemgetter(*names)
+    try:
+        rows = map(pick, values)
+        # one name gives values, several give tuples of them
+        columns: Iterable[Sequence[Any]] = zip(*rows, strict=True) if len(names) > 1 else (list(rows),)
+        return {name: (None, column) for name, column in zip(names, columns, strict=True)}
+    except KeyError:
+        return None
 
 
 def _with_nested(columns: dict[str, _Column], nested: Sequence[str]) -> dict[str, _Column]:

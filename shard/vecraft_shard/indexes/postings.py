@@ -20,8 +20,9 @@ from __future__ import annotations
 import hashlib
 import math
 import operator
-from collections.abc import Callable, Iterable, Sequence
-from itertools import islice
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Sequence, Set
+from itertools import count, islice
 from typing import Any, Final
 
 import msgspec
@@ -57,12 +58,12 @@ _SIDES: Final[dict[str, Callable[[Any, Any], Any]]] = {
 }  # fmt: skip
 
 
-class _Codes(dict[Code, int]):
-    """The dictionary: an unknown value gets the next code when it is looked up by ``[]``."""
+class _Codes(defaultdict[Code, int]):
+    """The dictionary: an unknown value gets the next code when it is looked up by ``[]``, without a call in Python."""
 
-    def __missing__(self, value: Code) -> int:
-        code = self[value] = len(self)
-        return code
+    def __init__(self, values: Iterable[Code] = ()) -> None:
+        super().__init__(None, ((value, code) for code, value in enumerate(values)))
+        self.default_factory = count(len(self)).__next__
 
 
 class Portion(msgspec.Struct, array_like=True):
@@ -96,9 +97,8 @@ class Postings:
 
     # ------------------------------------------------------------------------------------------- writing
 
-    def add(self, rows: npt.NDArray[np.integer], values: Sequence[Any]) -> None:
-        """Add JSON values of rows (ascending, not below those added before)."""
-        kinds = set(map(type, values))
+    def add(self, rows: npt.NDArray[np.integer], values: Sequence[Any], kinds: Set[type]) -> None:
+        """Add JSON values, of these types together, of rows (ascending, not below those added before)."""
         if kinds <= _CODED:
             self._add_codes(rows, values)
         elif kinds == {float}:
@@ -153,7 +153,7 @@ class Postings:
         used, codes = np.unique(self._codes.array, return_inverse=True)
         if len(used) * 2 < len(self._dictionary):
             values = list(self._dictionary)
-            self._dictionary = _Codes((values[code], i) for i, code in enumerate(used.tolist()))
+            self._dictionary = _Codes(values[code] for code in used.tolist())
             self._codes = GrowingArray(np.uint32)
             self._codes.extend(codes)
             self._instants = GrowingArray(np.int64)

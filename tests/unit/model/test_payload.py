@@ -22,12 +22,15 @@ from vecraft_data_model.payload import (
     encode_payloads,
     ids_of,
     metadata_of,
+    objects_of,
     reseal_payloads,
     verify_payload,
     verify_payloads,
 )
 
 VECTOR = np.array([1.0, -2.5, 3e-40], dtype=np.float32)
+MANY = 40
+"""So many records are looked at column by column."""
 
 TEXT = st.text(max_size=12)
 INT64 = st.integers(-(2**63), 2**63 - 1)
@@ -40,6 +43,9 @@ OBJECTS = st.dictionaries(TEXT, JSON, max_size=5)
 IDS = st.text(min_size=1, max_size=30).filter(lambda text: "\0" not in text)
 METADATA = st.none() | OBJECTS
 DOCUMENTS = st.none() | st.text(max_size=60) | OBJECTS
+
+
+GOOD = encode_payload("id", VECTOR, {"a": 1}, {"b": 2}, "sha256")
 
 
 def exactly(a: Any, b: Any) -> bool:
@@ -63,8 +69,9 @@ def test_round_trip(record_id: str, metadata: Any, document: Any, algorithm: str
 
 
 @settings(max_examples=50)
-@given(st.lists(st.tuples(IDS, METADATA, DOCUMENTS), max_size=4))
-def test_columns_give_the_same_bytes_as_records_one_by_one(records: list[tuple[str, Any, Any]]) -> None:
+@given(st.lists(st.tuples(IDS, METADATA, DOCUMENTS), max_size=4), st.sampled_from((1, MANY)))
+def test_columns_give_the_same_bytes_as_records_one_by_one(records: list[tuple[str, Any, Any]], times: int) -> None:
+    records = records * times
     vectors = np.arange(len(records) * 3, dtype=np.float32).reshape(-1, 3)
     ids = [record[0] for record in records]
     metadatas, documents = [record[1] for record in records], [record[2] for record in records]
@@ -74,6 +81,8 @@ def test_columns_give_the_same_bytes_as_records_one_by_one(records: list[tuple[s
     assert ids_of(payloads) == ids
     assert exactly(metadata_of(payloads), metadatas)
     assert exactly(documents_of(payloads), documents)
+    objects = [document if isinstance(document, dict) else None for document in documents]
+    assert exactly(objects_of(payloads), (metadatas, objects))
     verify_payloads(payloads, vectors)
 
 
@@ -135,13 +144,15 @@ def test_another_vector_or_id_is_noticed_and_the_record_named() -> None:
 
 
 @pytest.mark.parametrize("read", [decode_payload, lambda d: metadata_of([d]), lambda d: documents_of([d]),
-                                  lambda d: ids_of([d]), lambda d: verify_payload(d, VECTOR)])  # fmt: skip
+                                  lambda d: ids_of([d]), lambda d: verify_payload(d, VECTOR),
+                                  lambda d: ids_of([*[GOOD] * MANY, d]),
+                                  lambda d: objects_of([d, *[GOOD] * MANY])])  # fmt: skip
 def test_garbage_is_corruption(read: Any) -> None:
-    good = encode_payload("id", VECTOR, {"a": 1}, {"b": 2}, "sha256")
-    for cut in (0, 5, 15, 16, 40, len(good) - 1):
+    read(GOOD)
+    for cut in (0, 5, 15, 16, 40, len(GOOD) - 1):
         with pytest.raises(CorruptionError):
-            read(good[:cut])
-    for garbage in (good + b"x", b"\0" * 64, b"VP" + b"\xff" * 62, np.random.default_rng(1).bytes(200)):
+            read(GOOD[:cut])
+    for garbage in (GOOD + b"x", b"\0" * 64, b"VP" + b"\xff" * 62, np.random.default_rng(1).bytes(200)):
         with pytest.raises(CorruptionError):
             read(garbage)
 
@@ -205,6 +216,7 @@ def deep(levels: int) -> dict[str, Any]:
         ({"a": {1, 2}}, "builtins.set"),
         ({"a": b"x"}, "builtins.bytes"),
         ({"a": Odd("x")}, "Odd"),
+        ({Odd("a"): 1}, "keys must be strings; got a key of type Odd"),
         ({"a": object()}, "builtins.object"),
         (deep(65), "at most 64 deep"),
         (deep(100_000), "at most 64 deep"),
@@ -214,12 +226,15 @@ def deep(levels: int) -> dict[str, Any]:
 )
 @pytest.mark.parametrize("what", ["metadata", "document"])
 def test_what_is_not_strict_json_is_refused_by_record_and_path(value: Any, said: str, what: str) -> None:
-    metadata, document = (value, None) if what == "metadata" else (None, value)
-    with pytest.raises(InvalidDataException, match=said) as caught:
-        encode_payload("rec-1", VECTOR, metadata, document, "sha256")
-    assert "'rec-1'" in caught.value.message
-    assert what in caught.value.message
-    assert len(caught.value.message) < 600
+    for others in (0, MANY):  # which are right
+        values = [{"a": 1}] * others + [value]
+        ids = [f"rec-{i}" for i in range(others, -1, -1)]
+        columns = (values, None) if what == "metadata" else (None, values)
+        with pytest.raises(InvalidDataException, match=said) as caught:
+            encode_payloads(ids, np.ones((len(ids), 3), np.float32), *columns, "sha256")
+        assert "'rec-0'" in caught.value.message
+        assert what in caught.value.message
+        assert len(caught.value.message) < 600
 
 
 def test_what_is_just_within_the_limits_is_accepted() -> None:
