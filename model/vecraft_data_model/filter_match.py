@@ -17,7 +17,7 @@ from __future__ import annotations
 import operator
 import re
 import unicodedata
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Final
 
 from vecraft_data_model.filter_nodes import (
@@ -42,6 +42,7 @@ from vecraft_data_model.filter_nodes import (
     key_of,
     parse_instant,
 )
+from vecraft_data_model.payload import documents_of, metadata_of
 
 _SIDES: Final[dict[str, Callable[[Any, Any], bool]]] = {
     "gt": operator.gt,
@@ -92,6 +93,22 @@ def matches_document(where_document: DocumentFilter, document: str | Mapping[str
             return isinstance(document, str) and set(wanted).issubset(words(document))
         case DocumentWhere(where):
             return matches(where, document if isinstance(document, Mapping) else None)
+
+
+def matching_payloads(
+    payloads: Sequence[bytes], where: Filter | None, where_document: DocumentFilter | None
+) -> list[bool]:
+    """Say for each payload whether its record matches both filters."""
+    keep = [True] * len(payloads)
+    if where is not None:
+        keep = [matches(where, metadata) for metadata in metadata_of(payloads)]
+    if where_document is not None:
+        documents = documents_of(payloads)
+        keep = [
+            wanted and matches_document(where_document, document)
+            for wanted, document in zip(keep, documents, strict=True)
+        ]
+    return keep
 
 
 def values_at(metadata: Mapping[str, Any] | None, field: str) -> Iterator[Any]:

@@ -48,12 +48,24 @@ class Put(Message, frozen=True):
     expect: Expectation = None
 
 
+class Matched(Message, frozen=True):
+    """The filter that records were found by, and the snapshot at which they matched it."""
+
+    snapshot: int
+    where: Filter | None = None
+    where_document: DocumentFilter | None = None
+
+
 class Delete(Message, frozen=True):
-    """Delete records by id; ids that do not exist are passed over."""
+    """Delete records by id; ids that do not exist are passed over.
+
+    ``matched``: how the records were found; those that have ceased to match are passed over, too.
+    """
 
     collection: str
     ids: list[str]
     expect: Expectation = None
+    matched: Matched | None = None
 
 
 class CreateCollection(Message, frozen=True):

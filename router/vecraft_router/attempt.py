@@ -130,7 +130,6 @@ class Attempt:
         self._participants = sorted(parts)
         self._txn_id = parts[self._participants[0]].txn_id
         self._content_hash = parts[self._participants[0]].content_hash
-        self._blind = parts[self._participants[0]].snapshot is None
         self._primary = primary_of(self._txn_id, self._participants)
         self._deadline = deadline
         now = state.clock.monotonic()
@@ -379,8 +378,6 @@ class Attempt:
         Once it is gone, a transaction with a snapshot is validated like any other, and meets its conflict if there is
         one.
         """
-        if self._blind:
-            return isinstance(error, WriteConflictException)
         return isinstance(error, WriteConflictException | ReadWriteConflictException) and _is_locked(error)
 
     def _lost(self, error: VecraftError) -> None:

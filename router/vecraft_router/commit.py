@@ -14,7 +14,10 @@ Which id an attempt has is what makes retries exactly-once:
 Only an attempt that no shard has looked at (stale map) is repeated under the same id.
 
 Blind writes are last-writer-wins, so meeting a lock is no conflict, only bad timing: they are tried again, with
-jittered pauses, until the deadline. Snapshot transactions are told.
+jittered pauses, until the deadline. Over several shards an attempt gives up what it has locked at the first lock that
+it meets, since two that wait for each other get nowhere. But who meets locks for longer than ``lock_wait_s``, or has
+searched for what it writes (a deletion by filter), waits for them a little, and holds its own meanwhile: writers who
+never pause could keep it from ever finding all shards free at once. Snapshot transactions are told.
 
 Limits: a repetition of a chosen id must reach the same shards as before, so it is not recognised across a change of the
 cluster map that moved its slots.
@@ -51,7 +54,7 @@ from vecraft_router.asking import Asker, Patience
 from vecraft_router.attempt import LOST, Attempt, Failed
 from vecraft_router.effects import Ask, Flow, Tell
 from vecraft_router.results import Commit
-from vecraft_router.splitting import content_hash, split_mutations, split_reads, with_collection_ids
+from vecraft_router.splitting import content_hash, is_by_filter, split_mutations, split_reads, with_collection_ids
 from vecraft_router.state import RouterState
 
 _RELEASE_S = 1.0
@@ -78,31 +81,29 @@ class Committer:
         reads: Sequence[tuple[str, str]] = (),
         want_preimages: bool = False,
         deadline: float | None = None,
-        content: bytes | None = None,
-        everywhere: bool = False,
     ) -> Flow[Commit]:
-        """See ``Router.commit``; for flows of this package there are two arguments more.
-
-        ``content`` is what the transaction is recognised by when its id is used again (None: its mutations), and
-        ``everywhere`` lets every shard take part, so that a repetition finds the same primary whatever it touches.
-        """
+        """See ``Router.commit``."""
         state = self._state
         if txn_id is not None:
             check_txn_id(txn_id)
         self._check_snapshot(snapshot, reads)
         deadline = state.deadline() if deadline is None else deadline
-        if not mutations and not everywhere:
+        if not mutations:
             return Commit(CommitResult(txn_id or state.new_txn_id(), snapshot or state.now(), 0))
         if state.skew.is_off:
             yield from self._check_clock(deadline)
-        digest = content if content is not None else content_hash(mutations)
+        digest = content_hash(mutations)
+        searched = any(map(is_by_filter, mutations))
         patience = Patience(state, deadline)
+        began = state.clock.monotonic()
         while True:
             attempt_id = txn_id or state.new_txn_id()
-            parts = self._parts(mutations, reads, attempt_id, digest, snapshot, want_preimages, everywhere)
+            parts = self._parts(mutations, reads, attempt_id, digest, snapshot, want_preimages)
             locks_until = deadline
             if len(parts) > 1:
-                locks_until = state.clock.monotonic() + self._lock_wait_s() if txn_id else 0.0
+                now = state.clock.monotonic()
+                waits = txn_id is not None or searched or now - began > state.config.lock_wait_s
+                locks_until = now + self._lock_wait_s() if waits else 0.0
             outcome = yield from Attempt(state, parts, deadline, locks_until, hold=txn_id is not None).run()
             if isinstance(outcome, Commit):
                 return outcome
@@ -164,10 +165,9 @@ class Committer:
         digest: bytes,
         snapshot: int | None,
         want_preimages: bool,
-        everywhere: bool,
     ) -> dict[int, Transaction]:
         cluster_map = self._state.cluster_map
-        by_shard = split_mutations(with_collection_ids(mutations, txn_id), cluster_map, everywhere=everywhere)
+        by_shard = split_mutations(with_collection_ids(mutations, txn_id), cluster_map)
         reads_by_shard = split_reads(reads, cluster_map) if reads else {}
         return {
             shard: Transaction(

@@ -20,8 +20,9 @@ class RouterConfig(msgspec.Struct, frozen=True, kw_only=True):
         retry_max_s: Longest such pause.
         resolve_after_ms: How old an undecided transaction must be before a reader asks its primary to decide it.
         abort_reserve_s: What is kept of a write's time to make an abort durable, so that its outcome can be told.
-        lock_wait_s: About how long a blind write over several shards whose id the caller chose waits for locks,
-            holding its own (any other is aborted at once and tried again under a new id).
+        lock_wait_s: About how long a write over several shards waits for locks, holding its own, if its id was chosen
+            by the caller, if it is a deletion by filter, or if it has met locks for that long. Any other is aborted at
+            once and tried again under a new id.
         eventual_staleness_ms: How far in the past ``eventual`` reads over several shards are: longer than decisions
             usually take, so that they never wait.
         scan_rows_max: Most rows that one scan request asks of one shard.

@@ -124,10 +124,11 @@ class Router:
         txn_id: str | None = None,
         options: ReadOptions = DEFAULT_OPTIONS,
     ) -> Flow[Commit]:
-        """Delete what matches, atomically: exactly the records that matched at one snapshot, and are unchanged since.
+        """Delete what matches, atomically: exactly the records that match at one snapshot, and at the commit, too.
 
-        Conflicts are retried on a newer snapshot until the deadline; whoever rewrites the same records without a pause
-        can keep it from ever succeeding. Raises as :meth:`commit`.
+        Records that come to match in between stay (PostgreSQL's READ COMMITTED does the same); the count is of what was
+        deleted. Meets no conflicts: locks are waited out. Raises as :meth:`commit`, and ``WriteConflictException`` if
+        the collection's name was given another meaning meanwhile and ``txn_id`` does not allow to look again.
         """
         return self._service.delete_where(
             collection, where=where, where_document=where_document, txn_id=txn_id, options=options

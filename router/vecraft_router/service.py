@@ -10,6 +10,7 @@ from vecraft_data_model.filters import DocumentFilter, Filter
 from vecraft_data_model.messages import (
     Checkpoint,
     Delete,
+    Matched,
     PinSnapshot,
     Refused,
     ReleaseSnapshot,
@@ -24,7 +25,6 @@ from vecraft_router.effects import Ask, Flow, Tell
 from vecraft_router.options import DEFAULT_OPTIONS, ReadOptions
 from vecraft_router.reads import Reader
 from vecraft_router.results import Commit, Pin
-from vecraft_router.splitting import intent_hash
 from vecraft_router.state import RouterState
 
 _PIN_ID_BITS = 128
@@ -56,12 +56,15 @@ class Service:
     ) -> Flow[Commit]:
         """See ``Router.delete_where``.
 
-        The transaction is known by its filters, and all shards take part: which records match may differ when it is
+        What matched at one snapshot is handed to its shards together with the filter; they pass over what matches no
+        more when they admit it. So it is a blind write, and whoever rewrites the same records cannot keep it from its
+        end. It looks again only if the collection's name meant something else by then.
+
+        The transaction is known by its filter, and all shards take part: which records match may differ when it is
         repeated, and with the shards that hold them its primary would.
         """
         state = self._state
         deadline = state.deadline() if options.deadline is None else options.deadline
-        content = intent_hash("delete_where", collection, where, where_document)
         patience = Patience(state, deadline)
         while True:
             snapshot = yield from self._reads.choose_snapshot(_until(options, deadline))
@@ -80,19 +83,17 @@ class Service:
                 )
                 doomed.extend(page.rows.ids)
                 more = page.more
+            matched = Matched(snapshot, where, where_document)
             try:
                 return (
                     yield from self._commits.commit(
-                        [Delete(collection, doomed)] if doomed else [],
+                        [Delete(collection, doomed, matched=matched)] if doomed or txn_id is not None else [],
                         txn_id=txn_id,
-                        snapshot=snapshot,
                         deadline=deadline,
-                        content=content,
-                        everywhere=txn_id is not None or bool(doomed),
                     )
                 )
             except WriteConflictException:
-                # Somebody wrote one of them since: look again, unless the caller's id is spent now.
+                # The name means another collection now: look again, unless the caller's id is spent.
                 if txn_id is not None or not (yield from patience.pause()):
                     raise
                 options = DEFAULT_OPTIONS

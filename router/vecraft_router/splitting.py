@@ -13,28 +13,35 @@ from typing import Any
 import msgspec
 import xxhash
 
+from vecraft_data_model.filter_nodes import Node
 from vecraft_data_model.messages import CatalogMutation, CreateCollection, Delete, Expectation, Mutation, Put
 from vecraft_data_model.placement import ClusterMap
 
 _encode = msgspec.json.Encoder(order="deterministic").encode
 
 
-def split_mutations(
-    mutations: Sequence[Mutation], cluster_map: ClusterMap, *, everywhere: bool = False
-) -> dict[int, list[Mutation]]:
+def is_by_filter(mutation: Mutation) -> bool:
+    """Whether a mutation deletes what a filter found: every shard has a part in it, and it is known by its filter."""
+    return isinstance(mutation, Delete) and mutation.matched is not None
+
+
+def split_mutations(mutations: Sequence[Mutation], cluster_map: ClusterMap) -> dict[int, list[Mutation]]:
     """Return, per shard that takes part, its mutations.
 
     Args:
         mutations: Of one transaction.
         cluster_map: Which shard owns which slot.
-        everywhere: Let every shard take part, with nothing to do if need be.
     """
     parts: dict[int, list[Mutation]] = {}
-    if everywhere or any(isinstance(mutation, CatalogMutation) for mutation in mutations):
+    if any(isinstance(mutation, CatalogMutation) or is_by_filter(mutation) for mutation in mutations):
         parts = {shard: [] for shard in cluster_map.all_shards()}
     for mutation in mutations:
         if isinstance(mutation, Put | Delete):
-            for shard, part in _split_records(mutation, cluster_map):
+            split = dict(_split_records(mutation, cluster_map))
+            if isinstance(mutation, Delete) and mutation.matched is not None:
+                nothing = Delete(mutation.collection, [], matched=mutation.matched)
+                split = {shard: split.get(shard, nothing) for shard in parts}
+            for shard, part in split.items():
                 parts.setdefault(shard, []).append(part)
         else:
             for own in parts.values():
@@ -54,7 +61,8 @@ def content_hash(mutations: Sequence[Mutation]) -> bytes:
     """Return 16 bytes that tell one transaction's content from another's, however it was split.
 
     A payload holds a digest of its vector, so vectors need no hashing here. A collection's id is left out: it is made
-    by the router, not by the client whose repetition is to be recognised.
+    by the router, not by the client whose repetition is to be recognised. For the same reason a deletion by filter is
+    known by its filter, not by what was found and when.
     """
     hasher = xxhash.xxh3_128()
     for mutation in mutations:
@@ -64,7 +72,10 @@ def content_hash(mutations: Sequence[Mutation]) -> bytes:
             hasher.update(b"".join(mutation.payloads))
         elif isinstance(mutation, Delete):
             hasher.update(_head(b"delete", mutation.collection, mutation.expect))
-            hasher.update("\0".join(mutation.ids).encode())
+            if mutation.matched is None:
+                hasher.update("\0".join(mutation.ids).encode())
+            else:
+                hasher.update(_canonical((mutation.matched.where, mutation.matched.where_document)).encode())
         else:
             if isinstance(mutation, CreateCollection):
                 mutation = CreateCollection(mutation.schema, "")
@@ -72,11 +83,6 @@ def content_hash(mutations: Sequence[Mutation]) -> bytes:
             hasher.update(_encode(mutation))
         hasher.update(b"\0\0")
     return hasher.digest()
-
-
-def intent_hash(*parts: Any) -> bytes:
-    """Return the content hash of a transaction that is known by what was asked for, not by what it turned out to be."""
-    return xxhash.xxh3_128(repr(parts).encode()).digest()
 
 
 def with_collection_ids(mutations: Sequence[Mutation], txn_id: str) -> list[Mutation]:
@@ -93,6 +99,17 @@ def with_collection_ids(mutations: Sequence[Mutation], txn_id: str) -> list[Muta
 
 def _head(kind: bytes, collection: str, expect: Expectation) -> bytes:
     return b"%b\0%b\0%b\0" % (kind, collection.encode(), repr(expect).encode())
+
+
+def _canonical(value: Any) -> str:
+    """Return a filter as text that is the same in every process: its sets have no order of their own."""
+    if isinstance(value, Node):
+        return f"{type(value).__name__}{_canonical(msgspec.structs.astuple(value))}"
+    if isinstance(value, tuple):
+        return f"({','.join(map(_canonical, value))})"
+    if isinstance(value, frozenset):
+        return f"{{{','.join(sorted(map(_canonical, value)))}}}"
+    return repr(value)
 
 
 def _split_records(mutation: Put | Delete, cluster_map: ClusterMap) -> list[tuple[int, Put | Delete]]:
@@ -112,7 +129,7 @@ def _split_records(mutation: Put | Delete, cluster_map: ClusterMap) -> list[tupl
             payloads = _pick(mutation.payloads, indices)
             parts.append((shard, Put(mutation.collection, ids, mutation.vectors[rows], payloads, mutation.expect)))
         else:
-            parts.append((shard, Delete(mutation.collection, ids, mutation.expect)))
+            parts.append((shard, Delete(mutation.collection, ids, mutation.expect, mutation.matched)))
     return parts
 
 

@@ -35,6 +35,7 @@ from vecraft_data_model.errors import (
     TimeoutException,
     VecraftError,
 )
+from vecraft_data_model.filter_match import matching_payloads
 from vecraft_data_model.filters import DocumentFilter, Filter
 from vecraft_data_model.messages import (
     AlterCollection,
@@ -60,7 +61,7 @@ from vecraft_router.effects import Flow
 from vecraft_router.merging import concat_rows, in_order_of, merge_pages, take_rows
 from vecraft_router.options import DEFAULT_OPTIONS, ReadOptions
 from vecraft_router.results import Commit, Found
-from vecraft_router.write_buffer import WriteBuffer, matching_payloads
+from vecraft_router.write_buffer import WriteBuffer
 
 if TYPE_CHECKING:
     from vecraft_router.router import Router

@@ -14,9 +14,10 @@ import numpy as np
 
 from vecraft_data_model.distances import exact_distances
 from vecraft_data_model.errors import NullOrZeroVectorException, VectorDimensionMismatchException
-from vecraft_data_model.filters import DocumentFilter, Filter, matches, matches_document
+from vecraft_data_model.filter_match import matching_payloads
+from vecraft_data_model.filters import DocumentFilter, Filter
 from vecraft_data_model.messages import DataMutation, Delete, Float32Array, Hits, Put, Rows
-from vecraft_data_model.payload import documents_of, metadata_of, reseal_payloads
+from vecraft_data_model.payload import reseal_payloads
 from vecraft_data_model.schema import CollectionSchema
 from vecraft_data_model.search_options import SearchOptions
 from vecraft_data_model.validation import as_matrix
@@ -154,22 +155,6 @@ class WriteBuffer:
                 )
             )
         return answers
-
-
-def matching_payloads(
-    payloads: Sequence[bytes], where: Filter | None, where_document: DocumentFilter | None
-) -> list[bool]:
-    """Say for each payload whether its record matches both filters."""
-    keep = [True] * len(payloads)
-    if where is not None:
-        keep = [matches(where, metadata) for metadata in metadata_of(payloads)]
-    if where_document is not None:
-        documents = documents_of(payloads)
-        keep = [
-            wanted and matches_document(where_document, document)
-            for wanted, document in zip(keep, documents, strict=True)
-        ]
-    return keep
 
 
 def _stored(schema: CollectionSchema, vectors: Float32Array) -> Float32Array:

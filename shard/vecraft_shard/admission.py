@@ -12,6 +12,11 @@ replace, what it has to lock. The rules, in the order in which they are checked:
    key that was read, under ``serializable``; and no name that is used means something else since.
 6. ``expect`` holds.
 
+A deletion by filter has no snapshot of its own to be validated against: it names what it found at one, and here it is
+checked again, as PostgreSQL does under READ COMMITTED. What does not exist any more, or does not match any more, is
+passed over, and stays as it is until the transaction is decided. So the transaction deletes exactly what matched at its
+snapshot and matches at its commit. It is a conflict only if the collection's name means something else since.
+
 A transaction may change the catalog in several steps, and use in one what an earlier one made: each step is checked
 against a draft in which the earlier ones have happened. Under a snapshot, a change of the catalog is a write to what
 the name meant: it is refused if the name was changed since, and, if it takes records out of sight (a drop, an alias
@@ -31,6 +36,7 @@ from vecraft_data_model.errors import (
     ReadWriteConflictException,
     WriteConflictException,
 )
+from vecraft_data_model.filter_match import matching_payloads
 from vecraft_data_model.messages import (
     AlterCollection,
     CatalogMutation,
@@ -40,6 +46,7 @@ from vecraft_data_model.messages import (
     DropCollection,
     Expectation,
     Float32Array,
+    Matched,
     Put,
     SetAlias,
     Transaction,
@@ -61,7 +68,7 @@ class Admitted:
 
     Attributes:
         mutations: Resolved.
-        reads: ``(collection id, record id)``.
+        reads: ``(collection id, record id)`` that must stay as they are until it is decided.
         footprint: Ids of the collections it writes to, and :data:`CATALOG` if it changes the catalog.
         count: Records it will write or delete.
         replaced: Per collection, the rows it will end: the preimages.
@@ -133,6 +140,7 @@ class Admission:
         mutations: list[Resolved] = []
         footprint: set[str] = set()
         replaced: list[tuple[Collection, list[int]]] = []
+        passed_over: list[tuple[str, str]] = []
         count = 0
         for mutation in txn.mutations:
             match mutation:
@@ -142,10 +150,17 @@ class Admission:
                     rows = self._keys(collection_id, mutation.ids, mutation.expect, snapshot)
                     count += len(mutation.ids)
                 case Delete():
-                    collection_id, _ = self._target(mutation.collection, steps, snapshot)
-                    check_record_ids(mutation.ids)
-                    mutations.append(ResolvedDelete(collection_id, list(mutation.ids)))
-                    rows = self._keys(collection_id, mutation.ids, mutation.expect, snapshot)
+                    ids, matched = mutation.ids, mutation.matched
+                    check_record_ids(ids)
+                    if matched is None:
+                        collection_id, _ = self._target(mutation.collection, steps, snapshot)
+                        mutations.append(ResolvedDelete(collection_id, list(ids)))
+                    else:
+                        collection_id, _ = self._target(mutation.collection, steps, matched.snapshot)
+                        ids, others = self._still_matching(collection_id, ids, matched)
+                        passed_over += others
+                        mutations.append(ResolvedDelete(collection_id, ids, matched.snapshot))
+                    rows = self._keys(collection_id, ids, mutation.expect, snapshot) if ids else []
                     count += len(rows)
                 case _:
                     self._check_catalog_mutation(mutation, steps, snapshot)
@@ -159,7 +174,7 @@ class Admission:
         self._check_reads(reads, snapshot)
         names = {m.collection for m in txn.mutations if isinstance(m, Put | Delete)} | {name for name, _ in txn.reads}
         aliases = sorted(name for name in names if self._catalog.is_alias(name))
-        return Admitted(mutations, reads, frozenset(footprint), count, replaced, aliases)
+        return Admitted(mutations, reads + passed_over, frozenset(footprint), count, replaced, aliases)
 
     # ------------------------------------------------------------------------------------------- catalog
 
@@ -266,13 +281,7 @@ class Admission:
 
     def _keys(self, collection_id: str, ids: list[str], expect: Expectation, snapshot: int | None) -> list[int]:
         """Check the keys of a write; return the rows that it will end."""
-        locked = self._locks.writer_of(collection_id, ids) or self._locks.reader_of(collection_id, ids)
-        if locked is not None:
-            raise WriteConflictException(
-                f"record {locked!r} is locked by a transaction that is about to commit",
-                record_id=locked,
-                locked=True,
-            )
+        _check_unlocked(self._locks.writer_of(collection_id, ids) or self._locks.reader_of(collection_id, ids))
         collection = self._collections.get(collection_id)
         if collection is None:
             _check_expectation(expect, ids[0], None)
@@ -286,11 +295,36 @@ class Admission:
                         record_id=record_id,
                         snapshot=snapshot,
                     )
-        rows = versions.alive_rows(ids)
-        if expect is not None:
-            for record_id, row in zip(ids, rows, strict=True):
+        rows = []
+        for record_id in ids:
+            row = versions.alive_row(record_id)
+            if expect is not None:
                 _check_expectation(expect, record_id, None if row == NO_ROW else int(versions.begin[row]))
-        return [row for row in rows if row != NO_ROW]
+            if row != NO_ROW:
+                rows.append(row)
+        return rows
+
+    def _still_matching(
+        self, collection_id: str, ids: list[str], matched: Matched
+    ) -> tuple[list[str], list[tuple[str, str]]]:
+        """Return which of the records that a filter found match it still, and those that do not, as reads.
+
+        Only what was written after the snapshot is looked at: a row does not change.
+        """
+        _check_unlocked(self._locks.writer_of(collection_id, ids))
+        collection = self._collections.get(collection_id)
+        if collection is None:
+            return [], []
+        versions = collection.versions
+        rows = {record_id: versions.alive_row(record_id) for record_id in ids}
+        written = [row for row in rows.values() if row != NO_ROW and versions.begin[row] > matched.snapshot]
+        gone = {NO_ROW}
+        if written:
+            payloads = collection.rows_of(written).payloads or []
+            keep = matching_payloads(payloads, matched.where, matched.where_document)
+            gone.update(row for row, kept in zip(written, keep, strict=True) if not kept)
+        others = [(collection_id, record_id) for record_id, row in rows.items() if row in gone]
+        return [record_id for record_id, row in rows.items() if row not in gone], others
 
     def _check_reads(self, reads: list[tuple[str, str]], snapshot: int | None) -> None:
         for collection_id, record_id in reads:
@@ -327,6 +361,13 @@ def _changed_meaning(name: str, snapshot: int) -> WriteConflictException:
         collection=name,
         snapshot=snapshot,
     )
+
+
+def _check_unlocked(locked: str | None) -> None:
+    if locked is not None:
+        raise WriteConflictException(
+            f"record {locked!r} is locked by a transaction that is about to commit", record_id=locked, locked=True
+        )
 
 
 def _check_expectation(expect: Expectation, record_id: str, found: int | None) -> None:

@@ -131,7 +131,7 @@ class Participant:
             return
         state = self._state
         self._let_in(txn)
-        check_fresh(txn.txn_id, state.timeline, now_ms, state.config)
+        check_fresh(txn, state.timeline, now_ms, state.config)
         try:
             admitted = state.admission.admit(txn)
         except _FINAL as error:
@@ -175,7 +175,7 @@ class Participant:
             answer(Prepared(prepared.record.ts, prepared.count, prepared.preimages))
             return
         self._let_in(txn)
-        check_fresh(txn.txn_id, state.timeline, now_ms, state.config)
+        check_fresh(txn, state.timeline, now_ms, state.config)
         admitted = state.admission.admit(txn)
         ts = state.timeline.assign(txn.txn_id, now_ms, request.primary, admitted.footprint)
         record = TransactionRecord(

@@ -65,10 +65,11 @@ class ResolvedPut:
 
 @dataclass(frozen=True, slots=True)
 class ResolvedDelete:
-    """A ``Delete`` by collection id."""
+    """A ``Delete`` by collection id. ``matched_at``: the snapshot at which a filter found the records; 0: none did."""
 
     collection_id: str
     ids: list[str]
+    matched_at: int = 0
 
 
 Resolved = ResolvedPut | ResolvedDelete | CreateCollection | DropCollection | AlterCollection | SetAlias | DropAlias
@@ -85,7 +86,8 @@ class TransactionRecord:
     primary: int = 0
     participants: Sequence[int] = ()
     reads: Sequence[tuple[str, str]] = ()
-    """``(collection id, record id)`` that a serializable transaction read: locked while it is prepared."""
+    """``(collection id, record id)`` that must stay as they are while it is prepared: what a serializable transaction
+    read, and what a deletion by filter passed over."""
     aliases: Sequence[str] = ()
     """By which it names collections: they must mean the same while it is prepared."""
 
@@ -109,6 +111,7 @@ class _Put(msgspec.Struct, array_like=True, tag="p"):
 class _Delete(msgspec.Struct, array_like=True, tag="d"):
     collection_id: str
     ids: list[str]
+    matched_at: int = 0
 
 
 class _Create(msgspec.Struct, array_like=True, tag="c"):
@@ -166,7 +169,7 @@ def encode_transaction(record: TransactionRecord) -> list[bytes | memoryview]:
                 bulk.append(np.ascontiguousarray(mutation.vectors, np.float32).data.cast("B"))
                 bulk.append(b"".join(mutation.payloads))
             case ResolvedDelete():
-                headers.append(_Delete(mutation.collection_id, mutation.ids))
+                headers.append(_Delete(mutation.collection_id, mutation.ids, mutation.matched_at))
             case _:
                 headers.append(_catalog_header(mutation))
     header = _encoder.encode(
@@ -203,7 +206,7 @@ def decode_transaction(data: memoryview | bytes) -> TransactionRecord:
             payloads = [blob[a:b] for a, b in pairwise(accumulate(sizes, initial=0))]
             mutations.append(ResolvedPut(item.collection_id, item.ids, vectors, payloads))
         elif isinstance(item, _Delete):
-            mutations.append(ResolvedDelete(item.collection_id, item.ids))
+            mutations.append(ResolvedDelete(item.collection_id, item.ids, item.matched_at))
         else:
             mutations.append(_catalog_mutation(item))
     return TransactionRecord(

@@ -32,6 +32,8 @@ class Operation:
     started: float
     least: int = 0
     told: str = ""
+    count: int | None = None
+    """How many records it was told that it wrote; None: that was not said."""
     commit_ts: int = 0
     txn_id: str = ""
     answered: float = 0.0

@@ -17,7 +17,6 @@ import vecraft_shard.wal_replay
 from tests.simulation.mutations import Patch, mutant, nothing
 from vecraft_data_model.errors import VecraftError
 from vecraft_data_model.hlc import timestamp
-from vecraft_router.commit import Committer
 from vecraft_shard.admission import Admission
 from vecraft_shard.catalog import Catalog
 from vecraft_shard.collection import Collection
@@ -223,16 +222,24 @@ def graph_shows_dead_rows() -> list[Patch]:
 # ------------------------------------------------------------------------------------------------- deletion by filter
 
 
-@mutant("a deletion by filter meets whoever changed what it found")
+@mutant("a deletion by filter checks again what it found")
 def deletion_not_validated() -> list[Patch]:
-    original = Committer.commit
+    return [(Admission, "_still_matching", lambda self, collection_id, ids, matched: (ids, []))]
 
-    def commit(self: Committer, mutations: Any, **options: Any) -> Any:
-        if options.get("content") is not None:
-            options["snapshot"] = None
-        return original(self, mutations, **options)
 
-    return [(Committer, "commit", commit)]
+@mutant("what a deletion by filter passes over stays as it is until it is decided")
+def passed_over_not_locked() -> list[Patch]:
+    original = Admission._still_matching
+
+    def still_matching(self: Admission, *rest: Any) -> Any:
+        return original(self, *rest)[0], []
+
+    return [(Admission, "_still_matching", still_matching)]
+
+
+@mutant("all shards delete what one snapshot found")
+def snapshots_mixed() -> list[Patch]:
+    return [(vecraft_shard.participant, "check_same_part", nothing)]
 
 
 # ---------------------------------------------------------------------------------------- damage, torn ends, full disks

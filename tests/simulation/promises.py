@@ -39,11 +39,11 @@ class Promises:
         self._shard = shard
         self.served = 0
 
-    def undecided(self, shard: Shard, requests: Sequence[Request]) -> set[str]:
-        """Those of the transactions in a batch for which the shard has not issued a timestamp before."""
+    def undecided(self, shard: Shard, requests: Sequence[Request]) -> set[tuple[str, bytes]]:
+        """Those of the transactions in a batch, by id and content, for which it has not issued a timestamp before."""
         held, decided, own = shard._state.prepared, self._history.decided, self._shard
         return {
-            request.txn.txn_id
+            key_of(request)
             for request in requests
             if isinstance(request, CommitOne | Prepare)
             and request.txn.txn_id not in held
@@ -51,13 +51,13 @@ class Promises:
         }
 
     def check(
-        self, served: int, undecided: set[str], requests: Sequence[Request], responses: Sequence[Response]
+        self, served: int, undecided: set[tuple[str, bytes]], requests: Sequence[Request], responses: Sequence[Response]
     ) -> None:
         """Compare what the shard issued for ``undecided`` with what it had ``served`` before; note what it serves."""
         for request, response in zip(requests, responses, strict=True):
             if isinstance(response, ReadReply):
                 self.served = max(self.served, response.snapshot)
-            elif isinstance(request, CommitOne | Prepare) and request.txn.txn_id in undecided:
+            elif isinstance(request, CommitOne | Prepare) and key_of(request) in undecided:
                 issued = None
                 if isinstance(request, CommitOne) and isinstance(response, Committed):
                     issued = response.commit_ts
@@ -68,6 +68,11 @@ class Promises:
                         f"shard {self._shard} served a read at {served}, and then issued {issued} for "
                         f"{request.txn.txn_id}"
                     )
+
+
+def key_of(request: CommitOne | Prepare) -> tuple[str, bytes]:
+    """Id and content: clients use one id for several."""
+    return request.txn.txn_id, request.txn.content_hash
 
 
 def check_tail(history: History, shard: Shard, requests: Sequence[Request], responses: Sequence[Response]) -> None:

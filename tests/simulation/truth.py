@@ -134,9 +134,18 @@ class Truth:
                 collection_id = self.resolve(mutation.collection, ts)
                 if collection_id is None:
                     self._history.problem(f"{attempt.txn_id} wrote to {mutation.collection}, which did not exist")
-                payloads = mutation.payloads if isinstance(mutation, Put) else [None] * len(mutation.ids)
-                for record_id, payload in zip(mutation.ids, payloads, strict=True):
+                ids = self._written_ids(mutation, attempt.operation, ts)
+                payloads = mutation.payloads if isinstance(mutation, Put) else [None] * len(ids)
+                for record_id, payload in zip(ids, payloads, strict=True):
                     self.versions[collection_id, record_id].append((ts, payload))
+
+    def _written_ids(self, mutation: Put | Delete, operation: Operation, ts: int) -> list[str]:
+        """The records that a mutation writes: of what a filter found, what matches it right before the commit."""
+        if isinstance(mutation, Put) or mutation.matched is None or operation.matched is None:
+            return mutation.ids
+        meant, group = self.resolve(mutation.collection, ts), operation.matched[1]
+        found = [(record_id, self.at((meant, record_id), ts - 1)) for record_id in mutation.ids]
+        return [record_id for record_id, payload in found if payload is not None and tag_of(payload) % GROUPS == group]
 
     def _check_commit(self, attempt: Attempt, ts: int) -> None:
         for txn in attempt.parts.values():
@@ -165,18 +174,19 @@ class Truth:
             self._check_deletion(attempt, *attempt.operation.matched, ts)
 
     def _check_deletion(self, attempt: Attempt, name: str, group: int, ts: int) -> None:
-        """A deletion by filter deletes what matched at one snapshot, in the collection that was meant then."""
-        # Repeated under its id, it may have found the same on some shards already.
-        snapshot = max(txn.snapshot or 0 for txn in attempt.parts.values())
-        meant, found = self.resolve(name, snapshot), set()
-        for txn in attempt.parts.values():
-            for mutation in txn.mutations:
-                if isinstance(mutation, Delete):
-                    found |= {(self.resolve(mutation.collection, ts), record_id) for record_id in mutation.ids}
+        """A deletion by filter is handed what matched at one snapshot, in the collection that was meant then."""
+        deletes = [m for txn in attempt.parts.values() for m in txn.mutations if isinstance(m, Delete) and m.matched]
+        snapshots = {delete.matched.snapshot for delete in deletes if delete.matched is not None}
+        if len(snapshots) != 1 or len(deletes) != len(attempt.parts):
+            self._history.problem(f"{attempt.txn_id} looked at {sorted(snapshots)}, on {len(deletes)} shards")
+            return
+        snapshot = snapshots.pop()
+        meant = self.resolve(name, snapshot)
+        found = {(self.resolve(delete.collection, ts), record_id) for delete in deletes for record_id in delete.ids}
         wanted = {(meant, record_id) for record_id in self.records(name, snapshot, group)}
         if found != wanted:
             self._history.problem(
-                f"{attempt.txn_id} deleted {sorted(found, key=str)} instead of {sorted(wanted, key=str)}, "
+                f"{attempt.txn_id} was to delete {sorted(found, key=str)} instead of {sorted(wanted, key=str)}, "
                 f"which matched at {snapshot}"
             )
 
@@ -192,6 +202,10 @@ class Truth:
                     f"operation {operation.serial} was told committed as {operation.txn_id} at {operation.commit_ts}, "
                     f"the shards say {found}"
                 )
+            if operation.count is not None and attempts:
+                written = sum(self._count(attempts[0], key) for key in self._written_by(operation.serial, found[0]))
+                if operation.count != written:
+                    problem(f"operation {operation.serial} was told that it wrote {operation.count}, it was {written}")
         if operation.told == "aborted" and attempts:
             problem(f"operation {operation.serial} was told aborted, but {attempts[0].txn_id} is committed")
 
@@ -325,8 +339,13 @@ class Truth:
             for txn in attempt.parts.values()
             for mutation in txn.mutations
             if isinstance(mutation, Put | Delete)
-            for record_id in mutation.ids
+            for record_id in self._written_ids(mutation, attempt.operation, commit_ts)
         }
+
+    def _count(self, attempt: Attempt, key: tuple[str | None, str]) -> bool:
+        """Whether a record that a transaction wrote counts: a deletion of nothing does not."""
+        ts = self.commits[attempt.txn_id, attempt.content_hash]
+        return self.at(key, ts) is not None or self.at(key, ts - 1) is not None
 
     def _concerns(self, read: Read, commit_ts: int, written: set[tuple[str | None, str]]) -> None:
         """A strong read is below an acknowledged commit: that is wrong if it asked for what that one wrote."""

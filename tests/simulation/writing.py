@@ -15,6 +15,8 @@ from vecraft_data_model.validation import new_txn_id
 from vecraft_router import Commit, Flow, ReadOptions, Router
 
 TRIES = 4
+TIMELESS = "own-"
+"""How ids begin that do not say when they were made: nobody can ask about those when their outcome may be forgotten."""
 Send = Callable[[Router, str | None], Flow[Commit]]
 """Makes the flow that commits under an id."""
 
@@ -29,7 +31,7 @@ class WritingClient(ReadingClient):
         if world.swarm.foreign_ids:
             off_ms = rng.choice((0, 0, -2000, 5000, 60_000))
             if rng.random() < 0.3:
-                return f"own-{rng.getrandbits(64):x}"
+                return f"{TIMELESS}{rng.getrandbits(64):x}"
             return new_txn_id(self._clock.now_ms() + off_ms, rng)
         return new_txn_id(self._clock.now_ms(), rng)
 
@@ -66,7 +68,7 @@ class WritingClient(ReadingClient):
             attempt_id = error.details.get("txn_id", attempt_id)
             if known is None and attempt_id is None:
                 return  # nobody can say which attempt it was
-            if self._world.rng.random() < 0.2 and attempt_id is not None:
+            if self._world.rng.random() < 0.2 and attempt_id is not None and not attempt_id.startswith(TIMELESS):
                 yield from self._resolve(operation, attempt_id)
                 return
             yield self._world.rng.random() * 0.3
@@ -77,7 +79,7 @@ class WritingClient(ReadingClient):
         """Write down what the client was told; return whether that was nothing."""
         operation.answered = self._world.now
         if commit is not None:
-            self._told_committed(operation, commit.result.txn_id, commit.result.commit_ts)
+            self._told_committed(operation, commit.result.txn_id, commit.result.commit_ts, commit.result.count)
             return False
         assert error is not None
         if isinstance(error, NoAnswer) or error.details.get("outcome") == "unknown":
@@ -91,8 +93,9 @@ class WritingClient(ReadingClient):
         self._world.note(f"client {self._number}: {operation.serial} aborted: {error}")
         return False
 
-    def _told_committed(self, operation: Operation, txn_id: str, commit_ts: int) -> None:
+    def _told_committed(self, operation: Operation, txn_id: str, commit_ts: int, count: int | None = None) -> None:
         operation.told, operation.txn_id, operation.commit_ts = "committed", txn_id, commit_ts
+        operation.count = count
         self._token = max(self._token, commit_ts)
         self._world.history.fresh = operation.wrote or self._world.history.fresh
         self._world.note(f"client {self._number}: {operation.serial} committed as {txn_id} at {commit_ts}")

@@ -23,6 +23,7 @@ from vecraft_data_model.errors import (
     VecraftError,
     WriteConflictException,
 )
+from vecraft_data_model.filter_match import matching_payloads
 from vecraft_data_model.filters import DocumentFilter, Filter, matches, matches_document
 from vecraft_data_model.hlc import INFINITY_TS, HybridLogicalClock
 from vecraft_data_model.messages import (
@@ -97,6 +98,7 @@ class Held:
 
     def __init__(self, txn: Transaction, ts: int, primary: int, participants: list[int], since_ms: int) -> None:
         self.txn, self.ts, self.primary, self.participants, self.since_ms = txn, ts, primary, participants, since_ms
+        self.found_at: list[int] = []
 
 
 class FakeShard:
@@ -194,6 +196,7 @@ class FakeShard:
         decided = self._decided(txn.txn_id, txn.content_hash)
         if decided is not None:
             return decided
+        txn = self._checked_again(txn)
         try:
             preimages = self._admit(txn)
         except (WriteConflictException, ReadWriteConflictException, PreconditionFailedError) as error:
@@ -210,14 +213,20 @@ class FakeShard:
             return decided
         held = self.held.get(txn.txn_id)
         if held is None:
+            found_at = [m.matched.snapshot for m in txn.mutations if isinstance(m, Delete) and m.matched is not None]
+            txn = self._checked_again(txn)
             preimages = self._admit(txn)
             held = Held(txn, self.clock.tick(now_ms), request.primary, request.participants, now_ms)
+            held.found_at = found_at
             self.held[txn.txn_id] = held
             return Prepared(held.ts, self._count(txn), preimages if txn.want_preimages else None)
         if held.txn.content_hash != txn.content_hash:
             raise InvalidDataException(f"transaction id {txn.txn_id!r} was used before with other content")
+        found_at = [m.matched.snapshot for m in txn.mutations if isinstance(m, Delete) and m.matched is not None]
+        if found_at != held.found_at:
+            raise WriteConflictException(f"transaction {txn.txn_id!r} is under way with an earlier snapshot")
         held.since_ms = now_ms
-        return Prepared(held.ts, self._count(txn))
+        return Prepared(held.ts, self._count(held.txn))
 
     def _decide(self, txn_id: str, commit_ts: int, now_ms: int) -> Response:
         decided = self._decided(txn_id)
@@ -265,6 +274,20 @@ class FakeShard:
         )
         return deleted + sum(len(mutation.ids) for mutation in txn.mutations if isinstance(mutation, Put))
 
+    def _checked_again(self, txn: Transaction) -> Transaction:
+        """Of what a filter found, keep what matches it still; lock the rest, too."""
+        mutations, reads = [], list(txn.reads)
+        for mutation in txn.mutations:
+            if isinstance(mutation, Delete) and mutation.matched is not None:
+                name, matched = self._name(mutation.collection), mutation.matched
+                found = [(i, v) for i in mutation.ids if (v := self._current((name, i))) is not None]
+                keep = matching_payloads([v.payload for _, v in found], matched.where, matched.where_document)
+                ids = [i for (i, _), kept in zip(found, keep, strict=True) if kept]
+                reads += [(mutation.collection, i) for i in mutation.ids if i not in ids]
+                mutation = Delete(mutation.collection, ids)
+            mutations.append(mutation)
+        return msgspec.structs.replace(txn, mutations=mutations, reads=reads)
+
     def _admit(self, txn: Transaction) -> Rows:
         """Raise what stands against a transaction; return what it would replace."""
         names = {m.schema.name for h in self.held.values() for m in h.txn.mutations if isinstance(m, CreateCollection)}
@@ -275,6 +298,8 @@ class FakeShard:
         read = {(self._name(c), record_id) for held in self.held.values() for c, record_id in held.txn.reads}
         if not (written | read).isdisjoint(keys):
             raise WriteConflictException("a record is locked", locked=True)
+        if not written.isdisjoint(reads):
+            raise ReadWriteConflictException("a record that is to stay as it is is locked", locked=True)
         if txn.snapshot is not None:
             self._check_safe(txn.snapshot)
             if any(self._changed(key, txn.snapshot) for key in keys):

@@ -205,7 +205,7 @@ class Operations:
             commit = yield from self.router.commit([delete], txn_id=_txn(txn_id), deadline=options.deadline)
         else:
             if expect is not None:
-                raise InvalidDataException("expect= goes with ids=; a filter deletes records exactly as it found them")
+                raise InvalidDataException("expect= goes with ids=; a filter is a condition already")
             commit = yield from self.router.delete_where(
                 name,
                 where=parse_filter(where),

@@ -22,7 +22,6 @@ from vecraft_data_model.hlc import timestamp
 from vecraft_data_model.messages import (
     CHOOSE_SNAPSHOT,
     Barrier,
-    CommitOne,
     Finish,
     Get,
     ListCollections,
@@ -34,9 +33,8 @@ from vecraft_data_model.messages import (
     SetEf,
     Status,
     StatusReply,
-    Transaction,
 )  # fmt: skip
-from vecraft_data_model.placement import initial_map, primary_of
+from vecraft_data_model.placement import initial_map
 from vecraft_data_model.search_options import INCLUDABLE, SearchOptions
 from vecraft_router import Bounded, ReadOptions
 
@@ -408,45 +406,3 @@ def test_status_asks_once_and_hides_nothing(bench: Workbench) -> None:
     status = bench.run(bench.router.status())
     assert isinstance(status[1], Refused) and isinstance(status[0], StatusReply)
     assert bench.sent(Status) == [0, 1, 2]
-
-
-@pytest.mark.parametrize("txn_id", [None, "mine"])
-def test_delete_where(bench: Workbench, txn_id: str | None) -> None:
-    where = parse_where({"value": 2})
-    commit = bench.run(bench.router.delete_where("things", where=where, txn_id=txn_id))
-    assert commit.result.count == 60 and bench.values(*IDS) == [1, None] * 60
-    assert bench.run(bench.router.delete_where("things", where=where)).result.count == 0
-
-
-def test_delete_where_under_a_chosen_id_happens_once(bench: Workbench) -> None:
-    where = parse_where({"value": 2})
-    first = bench.run(bench.router.delete_where("things", where=where, txn_id="mine"))
-    bench.run(bench.router.commit([bench.put(IDS[1], value=2)]))
-    again = bench.run(bench.router.delete_where("things", where=where, txn_id="mine"))
-    assert again.result == first.result and bench.values(IDS[1]) == [2]
-    with pytest.raises(InvalidDataException, match="other content"):
-        bench.run(bench.router.delete_where("things", where=parse_where({"value": 1}), txn_id="mine"))
-
-
-def test_delete_where_has_the_same_primary_when_it_is_repeated(bench: Workbench) -> None:
-    """Its id comes with the error that says "unknown"; what matches then may lie on other shards."""
-    bench.run(bench.router.commit([bench.put(IDS[0], value=7)]))
-    bench.asked.clear()
-    commit = bench.run(bench.router.delete_where("things", where=parse_where({"value": 7})))
-    (first,) = {(r.primary, tuple(r.participants)) for _, r in bench.asked if isinstance(r, Prepare)}
-    assert first == (primary_of(commit.result.txn_id, [0, 1, 2]), (0, 1, 2))
-
-
-def test_delete_where_looks_again_after_a_conflict(bench: Workbench) -> None:
-    """Between the look and the commit, one of the records comes to match no more."""
-    done: list[int] = []
-
-    def meddle(shard: int, request: object) -> None:
-        if isinstance(request, Prepare) and not done:
-            done.append(1)
-            owner = bench.router.state.cluster_map.shard_of(IDS[1])
-            bench.execute(owner, CommitOne(Transaction("meddler", b"", [bench.put(IDS[1], value=1)])))
-
-    bench.fault = meddle
-    commit = bench.run(bench.router.delete_where("things", where=parse_where({"value": 2})))
-    assert done and commit.result.count == 59 and bench.values(IDS[1]) == [1]

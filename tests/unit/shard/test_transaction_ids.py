@@ -18,6 +18,7 @@ from vecraft_data_model.messages import (
     Delete,
     Finish,
     Finished,
+    Matched,
     Prepare,
     Prepared,
     Refused,
@@ -41,15 +42,18 @@ def id_made(bench: Bench, ahead_ms: int) -> str:
     return new_txn_id(bench.now_ms + ahead_ms, random.Random(1))
 
 
-def test_a_repetition_that_names_other_records_is_not_voted_for(bench: Bench) -> None:
+def test_a_repetition_at_another_snapshot_is_not_voted_for(bench: Bench) -> None:
     """Of a deletion by filter one half was that of an earlier snapshot."""
     bench.commit(put("a"), put("b"))
-    earlier = Transaction("t", ONE, [Delete("c", ["a"])], bench.shard.clock_last)
+    at = bench.shard.clock_last
+    earlier = Transaction("t", ONE, [Delete("c", ["a"], matched=Matched(at - 1))])
     assert isinstance(bench.ask(Prepare(earlier, 1, [0, 1])), Prepared)
-    later = Transaction("t", ONE, [Delete("c", ["a", "b"])], bench.shard.clock_last)
+    later = Transaction("t", ONE, [Delete("c", ["a", "b"], matched=Matched(at))])
     answer = bench.ask(Prepare(later, 1, [0, 1]))
     assert isinstance(answer, Refused)
     assert isinstance(answer.error, WriteConflictException)
+    bench.crash()
+    assert isinstance(bench.ask(Prepare(later, 1, [0, 1])), Refused)
     assert isinstance(bench.ask(Prepare(earlier, 1, [0, 1])), Prepared)
 
 
@@ -134,6 +138,22 @@ def test_an_outcome_is_kept_until_its_id_is_refused_for_its_age(bench: Bench) ->
             assert isinstance(answer, Refused)
             assert "outcomes are kept for" in answer.error.message
     assert isinstance(bench.ask(CommitOne(txn)), Refused)
+
+
+def test_a_snapshot_says_how_old_an_id_may_be_that_does_not_say_it(bench: Bench) -> None:
+    """A repetition that came after the outcome was forgotten was told that nothing was written."""
+    bench.commit(put("a"))
+    txn = Transaction("no-time", ONE, [put("a", value=2)], snapshot=bench.shard.clock_last)
+    assert isinstance(bench.ask(CommitOne(txn)), Committed)
+    for _ in range(3):
+        bench.pass_time(6_000)
+        bench.shard.checkpoint(bench.now_ms)
+    answer = bench.ask(CommitOne(txn))
+    assert isinstance(answer, Refused)
+    assert answer.error.details["forgotten"]
+    bench.commit(put("b"))
+    later = Transaction("no-time-2", ONE, [put("a", value=3)], snapshot=bench.shard.clock_last)
+    assert isinstance(bench.ask(CommitOne(later)), Committed)
 
 
 def test_an_id_that_was_never_heard_of_is_aborted_for_good(bench: Bench) -> None:
