@@ -434,6 +434,7 @@ class DescribeReply(Message, frozen=True):
     ef: int
     measured_recall: float | None
     bytes: int
+    recall_interval: tuple[float, float] | None = None
 
 
 class BarrierReply(Message, frozen=True):

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from operator import itemgetter
 from typing import Any, Final
 
 import msgspec
@@ -17,7 +18,7 @@ import numpy.typing as npt
 from vecraft_data_model.data_packet import DataPacket
 from vecraft_data_model.errors import InvalidDataException
 from vecraft_data_model.messages import DescribeReply
-from vecraft_data_model.payload import Json, Payload
+from vecraft_data_model.payload import Json, decode_document, decode_metadata
 from vecraft_data_model.schema import CollectionSchema
 
 METADATA: Final = 1
@@ -45,14 +46,13 @@ class SearchResult(msgspec.Struct, gc=False, eq=False, weakref=False):
     score: float | None = None
     _metadata: Any = _UNREAD
     _document: Any = _UNREAD
-    _payload: Payload | None = None
 
     @property
     def metadata(self) -> dict[str, Json] | None:
         """The metadata; None if there are none, or they were not included."""
         if self._metadata is _UNREAD:
-            wanted = self.payload is not None and self.included & METADATA
-            self._metadata = self._decoder().metadata if wanted else None
+            payload = self.payload
+            self._metadata = decode_metadata(payload) if payload is not None and self.included & METADATA else None
         metadata: dict[str, Json] | None = self._metadata
         return metadata
 
@@ -60,17 +60,10 @@ class SearchResult(msgspec.Struct, gc=False, eq=False, weakref=False):
     def document(self) -> str | dict[str, Json] | None:
         """The document; None if there is none, or it was not included."""
         if self._document is _UNREAD:
-            wanted = self.payload is not None and self.included & DOCUMENT
-            self._document = self._decoder().document if wanted else None
+            payload = self.payload
+            self._document = decode_document(payload) if payload is not None and self.included & DOCUMENT else None
         document: str | dict[str, Json] | None = self._document
         return document
-
-    def _decoder(self) -> Payload:
-        """The payload with its header read, kept for the other part."""
-        decoder = self._payload
-        if decoder is None:
-            self._payload = decoder = Payload(self.payload or b"")
-        return decoder
 
     @property
     def data_packet(self) -> DataPacket:
@@ -139,6 +132,7 @@ class ShardPart(msgspec.Struct, frozen=True):
     ef: int
     measured_recall: float | None
     bytes: int
+    recall_interval: tuple[float, float] | None = None
 
 
 class CollectionInfo(msgspec.Struct, frozen=True):
@@ -154,6 +148,7 @@ class CollectionInfo(msgspec.Struct, frozen=True):
         ef: Search depth; the largest of its shards.
         measured_recall: Recall at 10 as last measured; the worst of its shards, None before any measurement.
         bytes: Size of its files.
+        recall_interval: 95% confidence interval of ``measured_recall``.
         shards: The same, shard by shard.
     """
 
@@ -167,6 +162,7 @@ class CollectionInfo(msgspec.Struct, frozen=True):
     measured_recall: float | None
     bytes: int
     shards: list[ShardPart]
+    recall_interval: tuple[float, float] | None = None
 
     @property
     def name(self) -> str:
@@ -195,12 +191,13 @@ class CollectionInfo(msgspec.Struct, frozen=True):
         parts = [
             ShardPart(
                 shard, reply.count, reply.tail_rows, reply.indexed_rows, reply.dead_rows, reply.ef,
-                reply.measured_recall, reply.bytes,
+                reply.measured_recall, reply.bytes, reply.recall_interval,
             )
             for shard, reply in sorted(replies.items())
         ]  # fmt: skip
         first = replies[parts[0].shard]
-        recalls = [part.measured_recall for part in parts if part.measured_recall is not None]
+        measured = [(part.measured_recall, part.recall_interval) for part in parts if part.measured_recall is not None]
+        recall, interval = min(measured, key=itemgetter(0), default=(None, None))
         return CollectionInfo(
             schema=first.schema,
             collection_id=first.collection_id,
@@ -209,9 +206,10 @@ class CollectionInfo(msgspec.Struct, frozen=True):
             indexed_rows=sum(part.indexed_rows for part in parts),
             dead_rows=sum(part.dead_rows for part in parts),
             ef=max(part.ef for part in parts),
-            measured_recall=min(recalls, default=None),
+            measured_recall=recall,
             bytes=sum(part.bytes for part in parts),
             shards=parts,
+            recall_interval=interval,
         )
 
     def to_dict(self) -> dict[str, Any]:

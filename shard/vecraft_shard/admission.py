@@ -295,14 +295,11 @@ class Admission:
                         record_id=record_id,
                         snapshot=snapshot,
                     )
-        rows = []
-        for record_id in ids:
-            row = versions.alive_row(record_id)
-            if expect is not None:
+        rows = versions.alive_rows(ids)
+        if expect is not None:
+            for record_id, row in zip(ids, rows, strict=True):
                 _check_expectation(expect, record_id, None if row == NO_ROW else int(versions.begin[row]))
-            if row != NO_ROW:
-                rows.append(row)
-        return rows
+        return [row for row in rows if row != NO_ROW]
 
     def _still_matching(
         self, collection_id: str, ids: list[str], matched: Matched

@@ -246,6 +246,7 @@ class Reader:
             self.ef_of(collection),
             collection.depth.recall,
             collection.disk_bytes,
+            collection.depth.recall_interval,
         )
 
 

@@ -213,14 +213,17 @@ def test_a_collection_adds_up() -> None:
         return DescribeReply(
             snapshot=9, schema=schema, collection_id="ab12", count=count, tail_rows=1, indexed_rows=count, dead_rows=2,
             ef=ef, measured_recall=recall, bytes=100,
+            recall_interval=None if recall is None else (recall - 0.01, recall + 0.005),
         )  # fmt: skip
 
     info = CollectionInfo.of_replies({1: reply(5, 64, 0.97), 0: reply(7, 32, None), 2: reply(0, 16, 0.99)})
     assert (info.name, info.count, info.tail_rows, info.indexed_rows, info.dead_rows) == ("c", 12, 3, 12, 6)
     assert (info.ef, info.measured_recall, info.bytes) == (64, 0.97, 300)
+    assert info.recall_interval == (0.96, 0.975), "of the worst shard, as the recall is"
     assert [part.shard for part in info.shards] == [0, 1, 2]
     assert info.to_dict()["shards"][0]["count"] == 7
-    assert CollectionInfo.of_replies({0: reply(5, 64, None)}).measured_recall is None
+    unmeasured = CollectionInfo.of_replies({0: reply(5, 64, None)})
+    assert unmeasured.measured_recall is None and unmeasured.recall_interval is None
     with pytest.raises(InvalidDataException, match="at least one"):
         CollectionInfo.of_replies({})
 

@@ -144,6 +144,7 @@ def test_the_target_is_met_whatever_the_data(
     recall, low, high = bench.estimate()
     assert low <= recall <= high
     assert recall == info.measured_recall
+    assert info.recall_interval == (low, high)
 
 
 def test_harder_data_and_higher_targets_get_more_depth() -> None:
