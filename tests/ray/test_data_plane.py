@@ -10,7 +10,7 @@ import numpy as np
 import psutil
 import pytest
 import ray
-from ray_workbench import eventually, flights_of, frozen, insist, kill_shard, ping
+from ray_workbench import eventually, flights_of, frozen, insist, kill_shard, ping, take_off
 
 from vecraft_cluster.credentials import Endpoint
 from vecraft_cluster.launch import Cluster, launch
@@ -38,12 +38,6 @@ def endpoint_of_shard(cluster: Cluster, shard: int) -> Endpoint:
 
     eventually(ask, 30, f"the endpoint of shard {shard}")
     return answered[0]
-
-
-def take_off(client: VecraftClient) -> None:
-    """Ask until calls travel over sockets."""
-    before = flights_of(client)
-    eventually(lambda: insist(client.list_collections) is not None and flights_of(client) > before + 3, 30, "sockets")
 
 
 def test_calls_travel_over_sockets_by_default_and_by_actor_calls_where_told_to(

@@ -107,3 +107,9 @@ def eventually(condition: Callable[[], bool], seconds: float, what: str) -> None
         if time.monotonic() > deadline:
             raise AssertionError(f"not within {seconds} s: {what}")
         time.sleep(0.05)
+
+
+def take_off(client: VecraftClient) -> None:
+    """Ask until a client's calls travel over sockets."""
+    before = flights_of(client)
+    eventually(lambda: insist(client.list_collections) is not None and flights_of(client) > before + 3, 30, "sockets")
