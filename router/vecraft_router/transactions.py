@@ -282,10 +282,10 @@ class InteractiveTransaction:
     ) -> Flow[RowsReply]:
         """Return up to ``limit`` records after ``after`` in id order, own writes included."""
         buffer = yield from self._buffer(collection, deadline)
-        own = [record_id for record_id in buffer.matching(where, where_document) if after is None or record_id > after]
+        own, own_reach = buffer.page(after, limit, where, where_document)
         own_rows = buffer.rows(own, with_payloads=with_payloads, with_vectors=with_vectors)
         if buffer.made_here:
-            return RowsReply(self._snapshot(), *merge_pages([(own_rows, None)], limit))
+            return RowsReply(self._snapshot(), *merge_pages([(own_rows, own_reach)], limit))
         while True:
             page = yield from self._router.scan_page(
                 buffer.schema.name,
@@ -299,7 +299,7 @@ class InteractiveTransaction:
             )
             theirs = [row for row, record_id in enumerate(page.rows.ids) if record_id not in buffer]
             reach = page.rows.ids[-1] if page.more else None
-            rows, more = merge_pages([(take_rows(page.rows, theirs), reach), (own_rows, None)], limit)
+            rows, more = merge_pages([(take_rows(page.rows, theirs), reach), (own_rows, own_reach)], limit)
             if rows.ids or not more:
                 return RowsReply(page.snapshot, rows, more)
             after = reach  # all of that page was replaced or deleted here

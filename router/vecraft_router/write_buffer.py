@@ -123,7 +123,26 @@ class WriteBuffer:
 
     def matching(self, where: Filter | None, where_document: DocumentFilter | None) -> list[str]:
         """Return the ids put here whose records match, in id order."""
-        ids = sorted(self.puts)
+        return self._matching(sorted(self.puts), where, where_document)
+
+    def page(
+        self, after: str | None, limit: int, where: Filter | None, where_document: DocumentFilter | None
+    ) -> tuple[list[str], str | None]:
+        """Return the first ``limit`` of the matching ids after ``after``, and up to which id these are all (None: all).
+
+        It looks at no more records than it takes to find these.
+        """
+        ids = sorted(record_id for record_id in self.puts if after is None or record_id > after)
+        found: list[str] = []
+        for begin in range(0, len(ids), limit):
+            found += self._matching(ids[begin : begin + limit], where, where_document)
+            if len(found) > limit:
+                return found[:limit], found[limit - 1]
+        return found, None
+
+    def _matching(
+        self, ids: Sequence[str], where: Filter | None, where_document: DocumentFilter | None
+    ) -> list[str]:
         keep = matching_payloads([self.puts[record_id][1] for record_id in ids], where, where_document)
         return [record_id for record_id, wanted in zip(ids, keep, strict=True) if wanted]
 

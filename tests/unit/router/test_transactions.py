@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -23,6 +24,7 @@ from vecraft_data_model.filters import parse_where, parse_where_document
 from vecraft_data_model.messages import CommitOne, Delete, Prepare, Rows, SetAlias
 from vecraft_data_model.payload import decode_payload, verify_payloads
 from vecraft_data_model.search_options import INCLUDABLE, SearchOptions
+from vecraft_router.write_buffer import WriteBuffer
 
 IDS = [f"r{number:02d}" for number in range(40)]
 
@@ -185,6 +187,24 @@ def test_scan_lays_own_writes_over(bench: Workbench, limit: int) -> None:
             more = page.more
         assert seen == wanted
         assert bench.run(txn.count("things", where=where)).count == len(wanted)
+
+
+def test_a_page_of_a_scan_costs_what_is_on_it(bench: Workbench, monkeypatch: pytest.MonkeyPatch) -> None:
+    txn = bench.router.transaction()
+    bench.run(txn.put(bench.put(*(f"s{number:03}" for number in range(300)), value=2)))
+    sizes: list[int] = []
+    rows = WriteBuffer.rows
+
+    def counted(self: WriteBuffer, ids: Sequence[str], **parts: bool) -> Rows:
+        sizes.append(len(ids))
+        return rows(self, ids, **parts)
+
+    monkeypatch.setattr(WriteBuffer, "rows", counted)
+    page = bench.run(txn.scan_page("things", limit=50))
+    assert (page.rows.ids, page.more) == ([*IDS, *(f"s{number:03}" for number in range(10))], True)
+    page = bench.run(txn.scan_page("things", after="s249", limit=50, where=parse_where({"value": 2})))
+    assert (page.rows.ids, page.more) == ([f"s{number:03}" for number in range(250, 300)], False)
+    assert sizes == [50, 50]
 
 
 def test_count_with_documents(bench: Workbench) -> None:
