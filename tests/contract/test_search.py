@@ -355,6 +355,21 @@ def test_a_search_can_say_how_it_went(client: VecraftClient, data: Callable[[str
     assert sum(plan["scanned"] + plan["candidates"] for plan in searched) >= 1
 
 
+def test_searches_of_views_can_say_how_they_went(client: VecraftClient, data: Callable[[str], str]) -> None:
+    collection = data("l2")
+    query = QueryPacket(QUERIES[0], k=4)
+    with client.snapshot() as view, client.transaction() as tx:
+        nearest = view.search(collection, query)
+        tx.delete(collection, nearest[0].record_id)
+        for hits, expected in ((view.search(collection, query, explain=True), nearest), (
+            tx.search(collection, query, explain=True), tx.search(collection, query),
+        )):  # fmt: skip
+            assert hits == expected
+            explain = hits.explain  # type: ignore[attr-defined]
+            assert sum(plan["rows"] for plan in explain.values()) >= ROWS
+        tx.abort()
+
+
 @pytest.mark.needs("partial")
 def test_a_partial_search_names_what_is_missing(client: VecraftClient, data: Callable[[str], str]) -> None:
     hits = client.search(data("l2"), QueryPacket(QUERIES[0], k=4), partial=True)

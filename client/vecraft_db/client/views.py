@@ -53,9 +53,11 @@ class _Reads:
         """Return records in the order of ``ids``, None for the missing."""
         return self._engine.run(self._operations.get_many(collection, ids, self._options(timeout)))
 
-    def search(self, collection: str, query: QueryPacket, *, timeout: float | None = None) -> list[SearchResult]:
-        """Return the k nearest records, nearest first."""
-        return self._engine.run(self._operations.search(collection, query, self._options(timeout)))
+    def search(
+        self, collection: str, query: QueryPacket, *, timeout: float | None = None, explain: bool = False
+    ) -> list[SearchResult]:
+        """Return the k nearest records, nearest first; ``explain`` as for the client's own."""
+        return self._engine.run(self._operations.search(collection, query, self._options(timeout), explain))
 
     def search_many(
         self,
