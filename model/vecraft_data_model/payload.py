@@ -110,6 +110,29 @@ class Payload:
         return self.data[HEADER.size : self._id_at]
 
 
+def decode_metadata(data: bytes) -> dict[str, Json] | None:
+    """Decode a payload's metadata alone.
+
+    Raises:
+        CorruptionError: These bytes are no payload.
+    """
+    _, _, _, at, end = _layout(data)
+    if at == end:
+        return None
+    metadata: dict[str, Json] = _decoded_json(data[at:end], "metadata")
+    return metadata
+
+
+def decode_document(data: bytes) -> str | dict[str, Json] | None:
+    """Decode a payload's document alone.
+
+    Raises:
+        CorruptionError: These bytes are no payload.
+    """
+    _, flags, _, _, at = _layout(data)
+    return _document(data, flags, at)
+
+
 def encode_payload(
     record_id: str,
     vector: npt.NDArray[np.float32] | None,
@@ -222,8 +245,12 @@ def verify_payload(data: bytes, vector: bytes | memoryview | npt.NDArray[np.floa
         raise _mismatch(data)
 
 
-def verify_payloads(payloads: Sequence[bytes], vectors: npt.NDArray[np.float32]) -> None:
-    """Check many: :func:`verify_payload` for payload i and row i of ``vectors``, (n, dim) float32.
+def verify_payloads(payloads: Sequence[bytes], vectors: npt.NDArray[np.float32] | Sequence[memoryview]) -> None:
+    """Check many: :func:`verify_payload` for payload i and vector i.
+
+    Args:
+        payloads: n of them.
+        vectors: (n, dim) float32, or the float32 little-endian bytes of each.
 
     Raises:
         ChecksumValidationFailureError: For the first that does not match.
@@ -234,23 +261,23 @@ def verify_payloads(payloads: Sequence[bytes], vectors: npt.NDArray[np.float32])
         raise InvalidDataException(f"{len(payloads)} payloads cannot be verified against {len(vectors)} vectors")
     if not payloads:
         return
-    view = _bytes_of(vectors)
-    stride = len(view) // len(payloads)
-    offset = 0
-    for data in payloads:
+    if isinstance(vectors, np.ndarray):
+        view = _bytes_of(vectors)
+        stride = len(view) // len(payloads)
+        vectors = [view[at * stride : (at + 1) * stride] for at in range(len(payloads))]
+    for data, vector in zip(payloads, vectors, strict=True):
         # A header that is wrong in any way does not match the digest that it is part of: that is check enough here,
         # and what does not pass is looked at closely.
         code = data[3] if len(data) >= _HEADER_SIZE else -1
         hashed = _HASHES_BY_CODE.get(code)
         if hashed is None:
-            verify_payload(data, view[offset : offset + stride])
+            verify_payload(data, vector)
             continue
-        start = hashed[1]
-        hasher = hashed[0](data[:_HEADER_SIZE] + data[start:])
-        hasher.update(view[offset : offset + stride])
+        start_hash, start = hashed
+        hasher = start_hash(data[:_HEADER_SIZE] + data[start:])
+        hasher.update(vector)
         if hasher.digest() != data[_HEADER_SIZE:start]:
-            verify_payload(data, view[offset : offset + stride])
-        offset += stride
+            verify_payload(data, vector)
 
 
 def reseal_payloads(payloads: Sequence[bytes], vectors: npt.NDArray[np.float32]) -> list[bytes]:

@@ -224,11 +224,10 @@ class Collection:
         begin = versions.begin[np.asarray(rows, np.int64)].tolist()
         if not with_payloads and not with_vectors:
             return Rows(ids, begin, None, None)
-        vectors = self.vectors_of(rows)
-        payloads = self.payloads_of(rows, vectors) if with_payloads else None
-        return Rows(ids, begin, payloads, vectors if with_vectors else None)
+        payloads = self.payloads_of(rows) if with_payloads else None
+        return Rows(ids, begin, payloads, self.vectors_of(rows) if with_vectors else None)
 
-    def payloads_of(self, rows: Sequence[int], vectors: Float32Array) -> list[bytes]:
+    def payloads_of(self, rows: Sequence[int]) -> list[bytes]:
         """Payloads of rows, verified together with their vectors.
 
         Raises:
@@ -237,7 +236,9 @@ class Collection:
         index = np.asarray(rows, np.int64)
         found = self.payloads.read_many(self.versions.offset[index].tolist(), self.versions.size[index].tolist())
         try:
-            verify_payloads(found, vectors)
+            # Picking rows out of the matrix would copy them, and let go of the interpreter's lock in every search.
+            narrow = self.column.dtype.itemsize < 4
+            verify_payloads(found, self.vectors_of(rows) if narrow else self.column.stored(rows))
         except (ChecksumValidationFailureError, CorruptionError):
             self.integrity.raise_damaged(rows)
             raise

@@ -128,5 +128,5 @@ def _copy(source: Collection, target: Collection, rows: Int64Array) -> None:
     numbers = rows.tolist()
     vectors = source.vectors_of(numbers)
     # Verified, because the indexes of the next generation are made from it.
-    payloads = source.payloads_of(numbers, vectors)
+    payloads = source.payloads_of(numbers)
     target.adopt([versions.ids[row] for row in numbers], vectors, payloads, versions.begin[rows])

@@ -257,17 +257,17 @@ def _hits(
     rows, distances = found
     numbers = rows.tolist()
     payloads = vectors = None
-    with_payloads, with_vectors = options.with_payloads, options.with_vectors
-    if with_payloads or with_vectors:
-        vectors = collection.vectors_of(numbers)
-        if with_payloads:
-            payloads = collection.payloads_of(numbers, vectors)
+    if options.include:
+        if options.with_payloads:
+            payloads = collection.payloads_of(numbers)
+        if options.with_vectors:
+            vectors = collection.vectors_of(numbers)
     ids = collection.versions.ids
     return Hits(
         [ids[row] for row in numbers],
         distances.tolist(),
         payloads,
-        vectors if with_vectors else None,
+        vectors,
         None if scores is None else scores[rows].tolist(),
     )
 

@@ -38,6 +38,8 @@ def test_rows_come_back(any_disk: Disk, dtype: type[np.floating[Any]]) -> None:
     assert np.array_equal(column.view(0, 13), expected) and column.view(4, 7).dtype == np.dtype(dtype)
     assert np.array_equal(column.take(np.array([12, 0, 0, 7])), expected[[12, 0, 0, 7]])
     assert column.take([]).shape == (0, 5)
+    assert [bytes(row) for row in column.stored([12, 0, 0, 7])] == [expected[row].tobytes() for row in (12, 0, 0, 7)]
+    assert column.stored([]) == []
     column.sync()
     column.close()
     column = VectorColumn(any_disk, "c/vectors", 5, dtype)
@@ -86,6 +88,8 @@ def test_rows_that_do_not_exist_cannot_be_viewed(lo: int, hi: int) -> None:
     for row in (-1, 10):
         with pytest.raises(IndexError):
             column.take([0, row])
+        with pytest.raises(IndexError):
+            column.stored([0, row])
 
 
 def test_what_does_not_fit_is_refused_and_leaves_no_trace() -> None:
