@@ -309,8 +309,8 @@ class Participant:
             return
         prepared = self._state.prepared.get(txn_id)
         if held and prepared is not None and prepared.record.primary != self._state.shard_id:
-            # Who asks holds another content under this id, and takes this shard for its primary. That content will never
-            # be voted for here: not while this one is held, which is durable, and not once it is decided.
+            # Who asks holds another content under this id, and takes this shard for its primary. That one will never be
+            # voted for here: not while this one is held, which is durable, and not once it is decided.
             answer(Aborted(txn_id))
             return
         self._check_primary(txn_id)

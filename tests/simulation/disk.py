@@ -18,6 +18,8 @@ import numpy.typing as npt
 from vecraft_data_model.errors import StorageFailureException, StorageFullError
 
 SECTOR = 512
+LARGE = ("vectors..f", "payloads..log", ".wal", "shard.sqlite")
+"""Kinds of files, by their names without numbers, that hold most of what there is, and so are damaged most."""
 Bytes = npt.NDArray[np.uint8]
 
 
@@ -213,15 +215,17 @@ class SimulatedDisk:
         # The kind first: files of the collections are many, and the log is one.
         kinds: dict[str, list[str]] = {}
         for name in sorted([*sizes, *real]):
-            kinds.setdefault(re.sub(r"[0-9.].*", "", name.rpartition("/")[2]) or "log", []).append(name)
+            kinds.setdefault(re.sub(r"[0-9]+", "", name.rpartition("/")[2]), []).append(name)
         if self._damaged not in kinds:
             # What protects one kind against damage lies in another: only one of them is damaged.
-            self._damaged = self.rng.choice(sorted(kinds))
+            weights = [3 if kind in LARGE else 1 for kind in sorted(kinds)]
+            self._damaged = self.rng.choices(sorted(kinds), weights)[0]
         name = self.rng.choice(kinds[self._damaged])
         if name in sizes:
             # A file is mostly a hole: what was written counts more.
             file = self.files[name]
-            offset = self.rng.randrange(self.rng.choice((file.live.length, file.live.written or 1)))
+            anywhere = not file.live.written or self.rng.random() < 0.1
+            offset = self.rng.randrange(file.live.length if anywhere else file.live.written)
             value = bytes([file.live.buffer[offset] ^ 1 << self.rng.randrange(8)])
             file.live.write(offset, value)
             file.durable.write(offset, value)

@@ -127,7 +127,7 @@ def meaning_not_compared() -> list[Patch]:
 # ---------------------------------------------------------------------------------------------- pins and history
 
 
-@mutant("a pin holds the safe point back")
+@mutant("a pin holds the safe point back", focus="history")
 def pins_ignored() -> list[Patch]:
     return [(Timeline, "pin", nothing)]
 

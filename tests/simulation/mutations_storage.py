@@ -126,7 +126,7 @@ def safe_point_runs_ahead() -> list[Patch]:
     ]
 
 
-@mutant("reads below the safe point are refused")
+@mutant("reads below the safe point are refused", focus="history")
 def safe_point_not_checked() -> list[Patch]:
     return [(Timeline, "check_readable", nothing)]
 

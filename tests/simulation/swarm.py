@@ -113,7 +113,7 @@ class Swarm:
             keys=pick((2, 4, 8, 16)),
             accounts=pick((2, 4, 6)),
             think=pick((0.0, 0.005, 0.02, 0.08)),
-            length=pick((0.6, 1.0, 1.5, 3.0)),
+            length=pick((0.3, 0.6, 1.0, 2.0)),
             isolation=pick(("snapshot", "snapshot", "serializable")),
             at_once=pick((0.0, 0.3, 0.8)),
             weights=weights,
@@ -158,7 +158,7 @@ class Swarm:
 _QUICK = {
     "think": 0.0, "latency": 0.0005, "slow_links": 0.0, "slow": 0.0, "loss": 0.0, "sync_time": 0.002, "partitions": 0.0,
     "router_crashes": 0.0, "blackouts": 0.0, "disk_errors": 0.0, "full_disks": 0.0, "clock_jumps": 0.0,
-    "wild_clocks": False, "foreign_ids": False, "relapses": 0.0, "flips": 0, "length": 1.5, "clients": 4, "keys": 16,
+    "wild_clocks": False, "foreign_ids": False, "relapses": 0.0, "flips": 0, "length": 1.0, "clients": 4, "keys": 16,
 }  # fmt: skip
 """Where much happens: little of a cluster's time goes by with waiting."""
 
@@ -181,9 +181,9 @@ def _focused(drawn: Swarm, rng: random.Random) -> dict[str, Any]:
         case "damage":
             # What was damaged must have been in a checkpoint, and be looked at before it is written again.
             return _QUICK | {
-                "weights": mainly(get=3, search=4, scan=2, past=1, blind=0.4, near=pick((0, 1)), append=0.3),
+                "weights": mainly(get=3, search=6, scan=2, past=1, blind=0.6, near=pick((0, 1)), append=0.3),
                 "flips": pick((1, 3, 8)), "crashes": pick((0.15, 0.4)), "power": 0.0, "think": 0.005,
-                "checkpoint_interval": 0.1, "history": 600.0,
+                "checkpoint_interval": 0.1, "history": 600.0, "length": 2.0,
             }  # fmt: skip
         case "graphs":
             return _QUICK | {
@@ -193,12 +193,12 @@ def _focused(drawn: Swarm, rng: random.Random) -> dict[str, Any]:
         case "history":
             return _QUICK | {
                 "weights": mainly(past=3, pin=2, blind=3, get=1, scan=1, append=0.5, catalog=0.5), "history": 0.3,
-                "compact_rows": 4, "think": 0.02, "length": 2.0, "crashes": drawn.crashes,
+                "compact_rows": 4, "think": 0.02, "length": 1.5, "crashes": drawn.crashes,
             }  # fmt: skip
         case _:
             # The end of the log is torn, and again before much was written after it.
             return _QUICK | {
                 "weights": mainly(blind=3, append=2, transfer=3, get=1, witness=pick((0, 1)), skew=1),
                 "relapses": pick((0.5, 0.8)), "crashes": 0.15, "power": pick((0.5, 0.9)), "shards": pick((2, 3)),
-                "slow_links": pick((0.0, 0.3)), "length": 3.0,
+                "slow_links": pick((0.0, 0.3)), "length": 2.0,
             }  # fmt: skip
