@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -11,6 +11,7 @@ from vecraft_data_model.errors import InvalidDataException
 from vecraft_db.bulk import export_records, import_records
 from vecraft_db.bulk_formats import Fields, open_source
 from vecraft_db.cli.app import DAMAGED, app, session_of
+from vecraft_db.cli.output import Printer
 from vecraft_db.cli.records import Where, WhereDocument
 from vecraft_db.cli.values import json_object
 
@@ -93,7 +94,7 @@ def tsne(
 def backup(context: typer.Context, path: Path) -> None:
     """Copy the whole database into an empty directory, consistently."""
     session = session_of(context)
-    session.printer.value(session.client.backup(str(path)) or {"backup": str(path)})
+    session.printer.value(_manifest(session.client.backup(str(path)), session.printer))
 
 
 @app.command()
@@ -106,7 +107,12 @@ def restore(
     session = session_of(context)
     if not yes:
         typer.confirm(f"replace everything by the backup in {str(path)!r}?", abort=True, err=True)
-    session.printer.value(session.client.restore(str(path)) or {"restored": str(path)})
+    session.printer.value(_manifest(session.client.restore(str(path)), session.printer))
+
+
+def _manifest(manifest: dict[str, Any], printer: Printer) -> dict[str, Any]:
+    """Return what a backup holds; people are told how many files, not which."""
+    return manifest if printer.json else {**manifest, "files": len(manifest["files"])}
 
 
 @app.command()

@@ -205,7 +205,10 @@ def test_import_export_and_tsne(vecraft: Command, tmp_path: Path) -> None:
 
 
 def test_backup_restore_and_cluster_status(vecraft: Command, tmp_path: Path) -> None:
-    assert vecraft("backup", str(tmp_path / "backup"))[0] == 0
+    code, out, _ = vecraft("backup", str(tmp_path / "backup"))
+    assert code == 0 and "database_id" in out and "sha256" not in out
+    code, out, _ = vecraft("backup", str(tmp_path / "again"), json=True)
+    assert code == 0 and any("sha256" in file for file in lines_of(out)[0]["files"].values())
     vecraft("drop-collection", "things", "-y")
     assert vecraft("restore", str(tmp_path / "backup"), "--yes")[0] == 0
     assert vecraft("count", "things")[1] == "20\n"
