@@ -1,7 +1,7 @@
-"""How messages become bytes: pickles, with short ways for what most messages are made of.
+"""How messages become bytes: searches in a form of their own (:mod:`vecraft_cluster.search_codec`), others as pickles.
 
-Large arrays stay where they are: a pickle refers to them as buffers, which travel beside it. Small ones are put inside,
-since a buffer of its own costs more than a copy.
+Large arrays stay where they are and travel beside the message. Small ones are put inside, since a buffer of its own
+costs more than a copy.
 
 Bytes from a socket are read by :func:`unpack` only, which rebuilds nothing but what messages are made of: a pickle that
 names anything else is refused, so that a peer can say wrong things, but not run code.
@@ -12,6 +12,7 @@ from __future__ import annotations
 import copyreg
 import io
 import pickle
+import sys
 from collections.abc import Callable
 from typing import Any, Final
 
@@ -19,22 +20,34 @@ import msgspec
 import numpy as np
 import numpy.typing as npt
 
+from vecraft_cluster.search_codec import decode_brief, encode_brief
 from vecraft_cluster.wire import BUFFERS_MAX, Frame
 from vecraft_data_model import errors
 
 INLINE_BYTES: Final = 1 << 14
 """Arrays below this travel inside."""
 
+_PICKLED: Final = 0x80
+"""What pickles of this protocol begin with, and no search or answer in its own form does."""
+
 Array = npt.NDArray[Any]
 
 
 def encode(message: object) -> bytes:
     """Return a message as bytes that hold all of it."""
-    return _dumps(message, None)
+    brief = encode_brief(message, sys.maxsize)
+    return brief[0] if brief is not None else _dumps(message, None)
+
+
+def decode(data: bytes) -> Any:
+    """Return the message that :func:`encode` was given. Only for bytes from this cluster's own actors."""
+    return pickle.loads(data) if data[0] == _PICKLED else decode_brief(data, [])
 
 
 def pack(number: int, message: object) -> Frame:
     """Return a message as a frame; large arrays are not copied."""
+    if (brief := encode_brief(message, INLINE_BYTES)) is not None:
+        return Frame(number, brief[0], [] if brief[1] is None else [brief[1]])
     buffers: list[Any] = []
 
     def stays_inside(buffer: pickle.PickleBuffer) -> bool:
@@ -54,6 +67,8 @@ def unpack(frame: Frame) -> Any:
         ValueError: It is damaged, or names something that no message is made of.
     """
     try:
+        if frame.head[0] != _PICKLED:
+            return decode_brief(frame.head, frame.buffers)
         return _Reader(io.BytesIO(frame.head), buffers=frame.buffers).load()
     except ValueError:
         raise

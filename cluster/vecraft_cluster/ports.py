@@ -4,9 +4,9 @@
 
     Batch ──encode──▶ bytes ──actor call──▶ ShardActor.execute ──▶ bytes ──decode──▶ BatchReply
 
-Messages are pickled here, in one go, and cross Ray as plain ``bytes``: Ray passes those on untouched, which is a fifth
-to a third cheaper than letting it pickle many small objects, and what arrives is the receiver's own memory, so that
-nothing that is kept can pin the object store.
+Messages are written in one go (:mod:`vecraft_cluster.codec`) and cross Ray as plain ``bytes``: Ray passes those on
+untouched, which is a fifth to a third cheaper than letting it pickle many small objects, and what arrives is the
+receiver's own memory, so that nothing that is kept can pin the object store.
 
 Failures are told apart by what the caller may conclude:
 
@@ -21,7 +21,6 @@ repeated, does it.
 from __future__ import annotations
 
 import asyncio
-import pickle
 import threading
 import time
 from collections.abc import Callable
@@ -31,6 +30,7 @@ from typing import Any, cast
 import ray
 from ray import exceptions as ray_errors
 
+from vecraft_cluster.codec import decode as decode
 from vecraft_cluster.codec import encode as encode
 from vecraft_cluster.credentials import Endpoint
 from vecraft_data_model.errors import ShardUnavailableError, TimeoutException, VecraftError
@@ -67,14 +67,9 @@ def router_name(cluster: str, number: int) -> str:
     return f"vecraft:{cluster}:router-{number}"
 
 
-def decode(data: bytes) -> Any:
-    """Return the message that :func:`encode` was given. Only for bytes from this cluster's own actors."""
-    return pickle.loads(data)
-
-
 def unwrap(data: bytes) -> Any:
     """Decode an answer; an error that travelled as one is raised."""
-    answer = pickle.loads(data)
+    answer = decode(data)
     if isinstance(answer, VecraftError):
         raise answer
     return answer

@@ -1,0 +1,147 @@
+"""Searches in their own form: nothing of them is lost, what does not fit goes another way, and damage is refused."""
+
+from __future__ import annotations
+
+import random
+from typing import Any
+
+import msgspec
+import numpy as np
+import pytest
+
+from vecraft_cluster.codec import INLINE_BYTES, decode, encode, pack, unpack
+from vecraft_cluster.wire import Frame
+from vecraft_data_model.errors import InvalidDataException
+from vecraft_data_model.filters import parse_where
+from vecraft_data_model.messages import Batch, BatchReply, Count, Hits, Refused, Search, SearchReply
+from vecraft_data_model.search_options import SearchOptions
+from vecraft_data_model.text_ranking import TextQuery, TextStatistics
+
+PICKLED = 0x80
+
+
+def searches(count: int, dim: int = 4, **options: Any) -> list[Any]:
+    rng = np.random.default_rng(count)
+    return [
+        Search(
+            collection="c", snapshot=i * 2**40, min_ts=i, queries=rng.normal(size=(1 + i % 3, dim)).astype(np.float32),
+            options=SearchOptions(**options),
+        )
+        for i in range(count)
+    ]  # fmt: skip
+
+
+def hits(rng: random.Random, payloads: bool) -> Hits:
+    count = rng.randrange(4)
+    ids = [f"r{rng.randrange(9)}é" for _ in range(count)]
+    return Hits(ids, [rng.random() for _ in ids], [rng.randbytes(5) for _ in ids] if payloads else None)
+
+
+def both_ways(message: Any) -> list[tuple[bytes | bytearray, Any]]:
+    """What it becomes on a socket, buffers as they are received, and in an actor call; and what comes back."""
+    frame = pack(7, message)
+    received = Frame(7, bytes(frame.head), [bytearray(buffer) for buffer in frame.buffers])
+    data = encode(message)
+    return [(frame.head, unpack(received)), (data, decode(data))]
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{}, {"k": 3, "ef": 40, "exact": True, "max_distance": 0.5, "include": ("vector",)}, {"include": ()}],
+)
+@pytest.mark.parametrize(("count", "dim"), [(1, 4), (3, 384), (64, 384), (2, 0)])
+def test_searches_arrive_as_they_were(count: int, dim: int, options: dict[str, Any]) -> None:
+    message = (2.5, Batch(searches(count, dim, **options), 2**60, 3, 1_700_000_000_000))
+    for head, came in both_ways(message):
+        assert head[0] != PICKLED
+        assert came[0] == 2.5
+        for field in ("clock", "map_epoch", "sent_ms"):
+            assert getattr(came[1], field) == getattr(message[1], field)
+        for sent, search in zip(message[1].requests, came[1].requests, strict=True):
+            assert all(
+                getattr(search, field) == getattr(sent, field) for field in sent.__struct_fields__ if field != "queries"
+            )
+            assert search.queries.dtype == np.float32 and np.array_equal(search.queries, sent.queries)
+            assert search.queries.flags.aligned and search.queries.flags.c_contiguous
+
+
+def test_many_queries_travel_beside_the_message() -> None:
+    frame = pack(1, (1.0, Batch(searches(64, 384))))
+    assert len(frame.buffers) == 1 and len(frame.head) < INLINE_BYTES
+
+
+@pytest.mark.parametrize("payloads", [False, True])
+def test_answers_arrive_as_they_were(payloads: bool) -> None:
+    rng = random.Random(4)
+    responses: list[Any] = [
+        SearchReply(2**50 + i, [hits(rng, payloads) for _ in range(rng.randrange(4))]) for i in range(9)
+    ]
+    message = BatchReply(responses, 2**60, 5, 6)
+    for head, came in both_ways(message):
+        assert head[0] != PICKLED and came == message
+    nan = BatchReply([SearchReply(1, [Hits(["a"], [float("nan")])])])
+    assert all(np.isnan(came.responses[0].hits[0].distances[0]) for _, came in both_ways(nan))
+
+
+def test_what_does_not_fit_is_pickled_and_arrives_too() -> None:
+    text = TextQuery.checked("words", "rrf")
+    one = searches(1)[0]
+    replaced = msgspec.structs.replace
+    odd: list[Any] = [
+        one,
+        (1.0, Batch([])),
+        (1.0, Batch([one, Count(collection="c")])),
+        (1.0, Batch([one, replaced(one, collection="d")])),
+        (1.0, Batch([one, replaced(one, options=SearchOptions(k=11))])),
+        (1.0, Batch([one, replaced(one, queries=np.zeros((1, 5), np.float32))])),
+        (1.0, Batch([replaced(one, queries=np.zeros(4, np.float32))])),
+        (1.0, Batch([replaced(one, queries=np.zeros((1, 4), np.float64))])),
+        BatchReply([SearchReply(1, [Hits(["a"], [0.0], None, np.ones((1, 4), np.float32))])]),
+        BatchReply([SearchReply(1, [Hits(["a"], [0.0], scores=[1.0])])]),
+        BatchReply([SearchReply(1, [Hits(["a"], [0.0], groups=["g"])])]),
+        BatchReply([SearchReply(1, [], {"plan": "exact"})]),
+        BatchReply([SearchReply(1, [], None, TextStatistics(1, 2, (1,)))]),
+        BatchReply([SearchReply(1, []), Refused(InvalidDataException("no"))]),
+    ]
+    for name, value in (
+        ("where", parse_where({"v": 1})), ("text", text), ("explain", True), ("group_by", "v"), ("group_size", 2),
+    ):  # fmt: skip
+        options = replaced(SearchOptions(), **{name: value})
+        message = (1.0, Batch([replaced(one, options=options)]))
+        odd.append(message)
+    for message in odd:
+        for head, came in both_ways(message):
+            assert head[0] == PICKLED
+            assert repr(came) == repr(message)
+
+
+def test_the_form_knows_every_field() -> None:
+    """A field that is added has to be added there, too, or be refused by it, like those of options."""
+    assert Batch.__struct_fields__ == ("requests", "clock", "map_epoch", "sent_ms")
+    assert set(Search.__struct_fields__) == {"snapshot", "min_ts", "collection", "queries", "options"}
+    assert BatchReply.__struct_fields__ == ("responses", "clock", "now_ms", "sent_ms")
+    assert SearchReply.__struct_fields__ == ("snapshot", "hits", "explain", "statistics")
+    assert Hits.__struct_fields__ == ("ids", "distances", "payloads", "vectors", "scores", "groups")
+
+
+def test_damaged_messages_are_refused() -> None:
+    asked = pack(1, (1.0, Batch(searches(3))))
+    answered = pack(1, BatchReply([SearchReply(1, [Hits(["a"], [0.5])])]))
+    rng = random.Random(1)
+    refused = 0
+    for frame in (asked, answered):
+        for cut in range(len(frame.head)):
+            with pytest.raises(ValueError):
+                unpack(Frame(1, frame.head[:cut], []))
+        for _ in range(300):
+            damaged = bytearray(frame.head)
+            damaged[rng.randrange(len(damaged))] = rng.randrange(256)
+            try:
+                unpack(Frame(1, damaged, []))
+            except ValueError:
+                refused += 1
+    assert refused > 100
+    # a matrix that is not as large as the searches say
+    wrong = pack(1, (1.0, Batch(searches(64, 384))))
+    with pytest.raises(ValueError):
+        unpack(Frame(1, wrong.head, [bytearray(12)]))
