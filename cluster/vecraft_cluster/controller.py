@@ -198,6 +198,10 @@ class ControllerActor:
         """Return the encoded plan that the cluster was made from."""
         return encode(self._plan)
 
+    def peopled(self) -> bool:
+        """Return whether every shard has served once: from then on an empty directory has lost its files."""
+        return self._state.peopled
+
     def status(self) -> dict[str, Any]:
         """Return how the cluster and each of its actors are, as last seen."""
         views = [ward.view() for ward in self._wards]
@@ -316,11 +320,7 @@ class ControllerActor:
         }
         try:
             if ward.kind == "shard":
-                config = dataclasses.replace(
-                    self._plan.shard_config,
-                    map_epoch=self._state.cluster_map.epoch,
-                    must_exist=self._state.peopled,
-                )
+                config = dataclasses.replace(self._plan.shard_config, map_epoch=self._state.cluster_map.epoch)
                 plan = ShardPlan(self._plan.cluster, ward.number, str(self._root), config, self._plan.sockets)
                 ward.handle = shard_actor_class().options(**options).remote(plan)
             else:

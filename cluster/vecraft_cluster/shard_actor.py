@@ -23,6 +23,7 @@ It decides nothing about when it is started again: that is Ray's (a dead process
 
 from __future__ import annotations
 
+import dataclasses
 import logging
 import os
 import threading
@@ -32,17 +33,28 @@ from typing import Any, cast
 
 import msgspec
 import ray
+from ray import exceptions as ray_errors
 
 from vecraft_cluster.data_server import DataServer
 from vecraft_cluster.host import ShardHost
 from vecraft_cluster.lease import LEASE_FOLDER, TAKEOVER_S, Lease, LeaseFolder, LeaseKeeper
 from vecraft_cluster.memory import with_memory
-from vecraft_cluster.ports import Directory, RayShardPort, actor_class, decode, encode
+from vecraft_cluster.ports import (
+    Directory,
+    RayShardPort,
+    actor_class,
+    controller_name,
+    decode,
+    encode,
+    look_up,
+    translate,
+)
 from vecraft_cluster.root import shard_path
 from vecraft_data_model.errors import ShardUnavailableError, StorageFailureException, TimeoutException, VecraftError
 from vecraft_data_model.messages import Batch, BatchReply, Refused, Status, StatusReply
 from vecraft_shard.config import ShardConfig
 from vecraft_shard.disk import DirectoryLock, OsDisk, lock_directory
+from vecraft_shard.recovery import EPOCH_FILE
 
 logger = logging.getLogger(__name__)
 
@@ -59,6 +71,7 @@ LOCK_PATIENCE_S = 5.0
 
 LOCK_RETRY_S = 0.05
 LEASE_PATIENCE_S = 3 * TAKEOVER_S
+CONTROLLER_PATIENCE_S = 30.0
 
 
 class ShardPlan(msgspec.Struct, frozen=True):
@@ -177,7 +190,7 @@ class ShardActor:
             lease = Lease(LeaseFolder(path / LEASE_FOLDER))
             lease.acquire(LEASE_PATIENCE_S)
             self._keeper = LeaseKeeper(lease, self._replaced)
-            host = ShardHost(OsDisk(path), plan.shard, plan.config, self._peer, lease=lease)
+            host = ShardHost(OsDisk(path), plan.shard, self._config_for(path), self._peer, lease=lease)
             self._host = host
             if plan.sockets:
                 self._server = self._serve(host)
@@ -190,6 +203,21 @@ class ShardActor:
             )
         finally:
             self._settled.set()
+
+    def _config_for(self, path: Path) -> ShardConfig:
+        """Return the settings; an empty directory may only be begun in if no shard of this root has ever served.
+
+        That is the controller's to say, and now: Ray starts this actor again with the plan that it was made with, maybe
+        on a node where the disk is missing.
+        """
+        if (path / EPOCH_FILE).exists():
+            return self._plan.config
+        name = controller_name(self._plan.cluster)
+        try:
+            peopled: bool = ray.get(look_up(name).peopled.remote(), timeout=CONTROLLER_PATIENCE_S)
+        except ray_errors.RayError as error:
+            raise translate(error, name) from error
+        return dataclasses.replace(self._plan.config, must_exist=peopled)
 
     def _carry_out(self, message: tuple[float, Batch]) -> BatchReply:
         timeout, batch = message

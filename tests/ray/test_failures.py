@@ -9,13 +9,20 @@ from pathlib import Path
 import numpy as np
 import pytest
 import ray
-from ray_workbench import eventually, frozen, insist, kill_controller, kill_router, kill_shard, ping
+from ray_workbench import eventually, frozen, insist, kill_controller, kill_router, kill_shard, ping, put_back
 
 from vecraft_cluster.launch import Cluster
 from vecraft_cluster.ports import look_up, shard_name, unwrap
+from vecraft_cluster.root import read_root, shard_path
 from vecraft_data_model import CollectionSchema, DataPacket, QueryPacket
-from vecraft_data_model.errors import InvalidDataException, ShardUnavailableError, TimeoutException
+from vecraft_data_model.errors import (
+    CorruptionError,
+    InvalidDataException,
+    ShardUnavailableError,
+    TimeoutException,
+)
 from vecraft_db.client.vecraft_client import VecraftClient
+from vecraft_shard.recovery import EPOCH_FILE
 
 IDS = [f"r{number}" for number in range(40)]
 VECTORS = np.random.default_rng(3).normal(size=(40, 4)).astype(np.float32)
@@ -73,6 +80,24 @@ def test_pauses_that_wait_for_each_other_let_the_shard_be_looked_at_and_go_on(cl
         (next_, *_), others = ray.wait(others, num_returns=1, timeout=30)
         assert ray.get(shard.resume.remote(unwrap(ray.get(next_))), timeout=30)
     assert ray.get(shard.ping.remote(), timeout=30)["pid"] == before["pid"]
+
+
+def test_a_shard_that_is_started_again_without_its_directory_does_not_begin_anew(
+    filled: tuple[VecraftClient, str], cluster: Cluster
+) -> None:
+    client, name = filled
+    root = Path(cluster.membership.root)
+    folder, away = shard_path(root, 1), root / "away"
+    eventually(lambda: read_root(root).peopled, 30, "the root to know that its shards have served")
+    folder.rename(away)  # as on a node where the volume is not mounted
+    kill_shard(cluster, 1)
+    eventually(lambda: insist(cluster.status)["shards"][1]["state"] == "failed", 60, "the shard to miss its files")
+    assert EPOCH_FILE in cluster.status()["shards"][1]["error"]["message"]
+    with pytest.raises(CorruptionError, match=EPOCH_FILE):
+        client.count(name)
+    put_back(away, folder)
+    eventually(lambda: insist(cluster.status)["shards"][1]["state"] == "serving", 60, "the shard to have them again")
+    assert insist(lambda: client.count(name)) == 40
 
 
 def test_a_shard_that_is_gone_for_good_is_made_anew(filled: tuple[VecraftClient, str], cluster: Cluster) -> None:

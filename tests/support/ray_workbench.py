@@ -7,6 +7,7 @@ import signal
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any, TypeVar
 
 import numpy as np
@@ -113,3 +114,19 @@ def take_off(client: VecraftClient) -> None:
     """Ask until a client's calls travel over sockets."""
     before = flights_of(client)
     eventually(lambda: insist(client.list_collections) is not None and flights_of(client) > before + 3, 30, "sockets")
+
+
+def put_back(away: Path, folder: Path) -> None:
+    """Give a shard's directory its name again; whoever looked for it has left an empty one there, and still may."""
+    attempts = iter(range(1000))
+
+    def done() -> bool:
+        if folder.exists():
+            folder.rename(folder.with_name(f"empty-{next(attempts)}"))
+        try:
+            away.rename(folder)
+        except OSError:
+            return False
+        return True
+
+    eventually(done, 30, f"{folder} to be put back")
