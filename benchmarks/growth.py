@@ -23,7 +23,7 @@ import numpy as np
 import numpy.typing as npt
 
 from benchmarks.data import K
-from benchmarks.measure import Row, Sample, alternate, latencies
+from benchmarks.measure import Row, Sample, Stopwatch, alternate, anonymous_mb, latencies
 from benchmarks.search import EF_CONSTRUCTION, M
 from benchmarks.writes import disk_folder
 from examples.wordnet import WordNet
@@ -40,6 +40,8 @@ DEPTH = 64
 BATCH = 1000
 FIRST_ANSWER_S = 1.0
 INGEST_SHARE = 5
+SEARCH_EVERY_S = 0.5
+RECALL_QUERIES = 50
 COLLECTION = "growth"
 
 
@@ -63,11 +65,18 @@ def _at(size: int, rounds: int, *, last: bool) -> Iterator[Row]:
     vectors, queries = rows_and_queries(size)
     with disk_folder() as folder:
         root, index_file = folder / "db", folder / "raw.hnsw"
+        watch = Stopwatch()
         reference = _build_reference(vectors)
+        built = watch.read()
         reference.save_index(str(index_file))
-        payload = _write(root, vectors)
+        filled, payload = _write(root, vectors, queries)
+        wall, cpu = built
+        filled.reference.append(Sample(wall, cpu / size))
+        yield filled
         with VecraftClient(root=root) as client:
-            yield _cost(client, reference, queries, size, rounds)
+            row = _cost(client, reference, queries, size, rounds)
+            row.extra["recall"] = _recall(client, queries)
+            yield row
         if last:
             yield _memory(root, index_file, size, rounds)
             yield _disk(root, vectors, payload)
@@ -87,22 +96,50 @@ def _metadata(first: int, last: int) -> list[dict[str, Any]]:
     return [{"number": i, "lang": "de" if i % 3 else "en", "topic": f"t{i % 100}"} for i in range(first, last)]
 
 
-def _write(root: Path, vectors: Matrix) -> int:
-    """Fill a root, indexed and checkpointed; returns the bytes of all payloads as JSON."""
-    payload = 0
+def _write(root: Path, vectors: Matrix, queries: Matrix) -> tuple[Row, int]:
+    """Fill a root, indexed and checkpointed.
+
+    Returns:
+        What that took until all was indexed, with searches on the way; and the bytes of all payloads as JSON.
+    """
+    size, payload = len(vectors), 0
+    row = Row(f"5f·{size // 1000}k", f"{size:,} rows written, durably, and indexed", "s", "low", None)
+    waiting: list[float] = []
+    watch = Stopwatch()
     with VecraftClient(root=root) as client:
         client.create_collection(
             CollectionSchema(name=COLLECTION, dim=DIM, M=M, ef_construction=EF_CONSTRUCTION)
         )
-        for first in range(0, len(vectors), BATCH):
+        for first in range(0, size, BATCH):
             part = vectors[first : first + BATCH]
             metadatas = _metadata(first, first + len(part))
             payload += sum(len(json.dumps(metadata)) for metadata in metadatas)
             ids = [f"row-{i:08}" for i in range(first, first + len(part))]
             client.upsert(COLLECTION, ids=ids, vectors=part, metadatas=metadatas)
+        row.extra = {"written_after_s": watch.read()[0]}
+        while client.describe_collection(COLLECTION).tail_rows:
+            began = time.perf_counter()
+            client.search(COLLECTION, QueryPacket(query_vector=queries[len(waiting) % len(queries)], k=K, include=()))
+            waiting.append(time.perf_counter() - began)
+            time.sleep(SEARCH_EVERY_S)
+        wall, cpu = watch.read()
+        row.ours.append(Sample(wall, cpu / size))
+        row.extra |= {"searches_meanwhile": len(waiting), "anonymous_mb": anonymous_mb()}
+        if waiting:
+            row.extra["search_p50_meanwhile_ms"] = statistics.median(waiting) * 1000
         client.checkpoint(index=True, timeout=24 * 3600)
         client.alter_collection(COLLECTION, ef=DEPTH)
-    return payload
+    return row, payload
+
+
+def _recall(client: VecraftClient, queries: Matrix) -> float:
+    """Recall@10 of the searches, against exact ones of the same database."""
+    right = 0
+    for query in queries[:RECALL_QUERIES]:
+        exact = client.search(COLLECTION, QueryPacket(query_vector=query, k=K, exact=True, include=()))
+        found = client.search(COLLECTION, QueryPacket(query_vector=query, k=K, include=()))
+        right += sum(hit.distance <= exact[-1].distance * (1 + 1e-5) for hit in found)
+    return right / (K * RECALL_QUERIES)
 
 
 def _cost(client: VecraftClient, reference: hnswlib.Index, queries: Matrix, size: int, rounds: int) -> Row:

@@ -12,18 +12,11 @@ import hnswlib
 
 from benchmarks.data import K
 from benchmarks.growth import COLLECTION, DEPTH, DIM, rows_and_queries
+from benchmarks.measure import anonymous_mb
 from vecraft_data_model import QueryPacket
 from vecraft_db.client.vecraft_client import VecraftClient
 
 _SEARCHES = 20
-
-
-def anonymous_mb() -> float:
-    """Megabytes of this process that are not pages of files."""
-    for line in Path("/proc/self/status").read_text(encoding="ascii").splitlines():
-        if line.startswith("RssAnon:"):
-            return int(line.split()[1]) * 1024 / 1e6
-    raise RuntimeError("/proc/self/status does not tell RssAnon")
 
 
 def probe_database(root: Path) -> dict[str, float]:

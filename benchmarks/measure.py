@@ -8,6 +8,7 @@ import statistics
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, field
+from pathlib import Path
 from typing import Any, Literal
 
 import psutil
@@ -129,6 +130,14 @@ def alternate(row: Row, rounds: int, ours: Callable[[], Sample], reference: Call
             row.ours.append(ours())
             row.reference.append(reference())
     return row
+
+
+def anonymous_mb() -> float:
+    """Megabytes of this process that are not pages of files."""
+    for line in Path("/proc/self/status").read_text(encoding="ascii").splitlines():
+        if line.startswith("RssAnon:"):
+            return int(line.split()[1]) * 1024 / 1e6
+    raise RuntimeError("/proc/self/status does not tell RssAnon")
 
 
 Section = Iterator[Row]
