@@ -390,6 +390,8 @@ class InteractiveTransaction:
                 holds = (record_id in begin_ts) == (expect == "present")
             if not holds:
                 found = f"it has commit timestamp {begin_ts[record_id]}" if record_id in begin_ts else "it is absent"
+                if record_id in buffer.puts:
+                    found = "this transaction has written it"
                 raise PreconditionFailedError(
                     f"record {record_id!r} was expected to be {expect!r}, but {found}",
                     collection=buffer.schema.name,

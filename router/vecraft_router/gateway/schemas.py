@@ -146,10 +146,9 @@ class DeleteBody(Body):
     txn_id: TxnId = None
 
 
-class Query(Body):
-    """One query: by a vector, by a text, or by both."""
+class SearchFields(Body):
+    """What is asked of one query and of several alike."""
 
-    query_vector: Vector = None
     k: Annotated[Any, _any("How many", type="integer", minimum=1, default=10)] = 10
     where: Where = None
     where_document: WhereDocument = None
@@ -161,6 +160,12 @@ class Query(Body):
     fusion: FusionOf = "rrf"
     group_by: GroupBy = None
     group_size: GroupSize = 1
+
+
+class Query(SearchFields):
+    """One query: by a vector, by a text, or by both."""
+
+    query_vector: Vector = None
     checksum_algorithm: Any = None
     checksum: Annotated[Any, _any("Accepted and not used: a query is not stored")] = None
 
@@ -173,7 +178,7 @@ class SearchBody(Body):
     explain: bool = False
 
 
-class SearchManyBody(Body):
+class SearchManyBody(SearchFields):
     """Several searches that share everything but the vector; or one with ``query_text``, with a vector or without.
 
     Clients that join rankings themselves ask in columns with ``"fusion": null``, and get the ranking by vector, the one
@@ -181,18 +186,7 @@ class SearchManyBody(Body):
     """
 
     queries: Vectors = None
-    k: Annotated[Any, _any("How many", type="integer", minimum=1, default=10)] = 10
-    where: Where = None
-    where_document: WhereDocument = None
-    ef: Annotated[Any, _any("Search depth", type="integer")] = None
-    exact: Any = False
-    max_distance: Annotated[Any, _any("Farther ones are left out", type="number")] = None
-    include: Include = ("metadata", "document")
-    query_text: QueryText = None
-    fusion: FusionOf = "rrf"
     statistics: TextStatistics | None = None
-    group_by: GroupBy = None
-    group_size: GroupSize = 1
     partial: bool = False
     explain: bool = False
     format: Format = "rows"

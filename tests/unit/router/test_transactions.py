@@ -246,6 +246,8 @@ def test_expectations_hold_against_snapshot_and_buffer(bench: Workbench) -> None
     ):
         with pytest.raises(PreconditionFailedError, match="expected"):
             bench.run(txn.put(put))
+    with pytest.raises(PreconditionFailedError, match="this transaction has written it"):
+        bench.run(txn.put(bench.put(IDS[0], expect=began)))
     bench.run(txn.delete(Delete("things", ["new"], "present")))
     with pytest.raises(PreconditionFailedError):
         bench.run(txn.delete(Delete("things", ["new"], "present")))

@@ -21,7 +21,7 @@ from vecraft_router.gateway.columns import hits_to_columns
 from vecraft_router.gateway.context import LARGE_BODY_BYTES, Call, Gateway
 from vecraft_router.gateway.records import Include, hits_to_json, include_of
 from vecraft_router.gateway.routes import Route
-from vecraft_router.gateway.schemas import Query, SearchBody, SearchManyBody
+from vecraft_router.gateway.schemas import SearchBody, SearchFields, SearchManyBody
 from vecraft_router.gateway.vectors import matrix_from_wire, vector_from_wire
 from vecraft_router.results import Found
 
@@ -131,7 +131,7 @@ class _Searching:
         return body, include_of(body.include), queries, wanted
 
 
-def _wanted(body: Query | SearchManyBody, explain: bool) -> SearchOptions:
+def _wanted(body: SearchFields, explain: bool) -> SearchOptions:
     """Return what a body asks for."""
     return SearchOptions.checked(
         body.k, body.where, body.where_document, body.ef, body.exact, body.max_distance, body.include, explain,
