@@ -1,6 +1,6 @@
 """How to carry out a search: scan, or walk the graph, decided by estimated cost. Pure arithmetic.
 
-Three plans, of which all are right and one is fastest:
+Four plans, of which all are right and one is fastest:
 
 ``exact``
     Scan the rows that match (all, without a filter). Its answer is exact. The cheapest for few rows: below about a
@@ -9,8 +9,12 @@ Three plans, of which all are right and one is fastest:
     Walk the graph, ``ef`` deep. Only where every row counts.
 ``hnsw_overfetch``
     Walk it deeper than ``ef`` and keep the candidates that match and are visible. Queries that find too few are scanned
-    after all, so what this costs depends on how often that happens: on how the filter is correlated with nearness,
+    or asked again, so what this costs depends on how often that happens: on how the filter is correlated with nearness,
     which only experience with that filter tells (*shortfall*).
+``hnsw_restricted``
+    Walk it until enough rows that match and are visible were found, however far that is: each query goes as deep as it
+    has to. Every node on the way costs a look at the mask, so where matching rows are spread evenly the fixed depth is
+    cheaper; where they are not, it depends on how many nodes more than by chance lie in between (*gap*).
 
 The unit of cost is the microsecond on the machine the default :class:`Costs` were measured on. Only ratios matter, and
 those differ little between machines; :func:`calibrated` measures them where the shard runs, with a stopwatch handed in.
@@ -19,6 +23,7 @@ those differ little between machines; :func:`calibrated` measures them where the
 from __future__ import annotations
 
 import math
+from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache
@@ -26,15 +31,24 @@ from typing import Any, Final, Literal
 
 import numpy as np
 
-PlanKind = Literal["exact", "hnsw", "hnsw_overfetch"]
+PlanKind = Literal["exact", "hnsw", "hnsw_overfetch", "hnsw_restricted"]
 
 _DEPTH_MARGIN: Final = 1.25
 """A filtered search goes deeper by this: the matching part of a candidate list has a little less recall than all."""
 _SPARE_MATCHES: Final = 2.5
 """Depth is chosen so that about so many times ``k`` candidates match."""
+_VISITS_PER_CANDIDATE: Final = 2.4
+_VISITS_OF_DESCENT: Final = 45
+"""Nodes that a walk takes up, measured on WordNet embeddings and clusters: so many, and 2.4 per place of its list."""
+_SPARE_ALLOWED: Final = 4
+"""A walk for a quarter of all that match, or more, might have to see the whole graph."""
+_SHARE_OF_A_GAP: Final = 0.25
+_DEEPER_BEYOND_A_GAP: Final = 4
+"""A walk that has to cross a gap goes deeper by this part of it, but not more than four times as deep."""
 _BATCH_FROM: Final = 4
 """From so many queries on, a matrix product over all beats one product per query."""
 _NOMINAL_SMALL_CALL: Final = 0.8
+_NOMINAL_LOOKUP: Final = 0.022
 _MAX_PACE: Final = 4.0
 
 
@@ -49,6 +63,7 @@ class Costs:
         multiply_million: A million multiply-adds of a matrix product, for many queries at once.
         walk_call: Fixed, per query on the graph.
         link, link_kb: Looking at one neighbour in the graph.
+        visit: Looking up one node in a mask, besides.
     """
 
     scan_call: float = 45.0
@@ -59,6 +74,7 @@ class Costs:
     walk_call: float = 30.0
     link: float = 0.03
     link_kb: float = 0.035
+    visit: float = 0.09
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,6 +90,7 @@ class Task:
         counting: Share of the matching rows that the snapshot sees, estimated.
         gathered: Whether the matching rows' vectors lie together in memory.
         shortfall: Expected share of queries for which an overfetch finds too few.
+        gap: Expected candidates that a walk meets beyond those that it would meet by chance.
     """
 
     queries: int
@@ -89,6 +106,12 @@ class Task:
     counting: float = 1.0
     gathered: bool = False
     shortfall: float = 0.0
+    gap: float = 0.0
+
+    @property
+    def share(self) -> float:
+        """Which part of all rows matches and is visible."""
+        return self.matching * self.counting / max(self.rows, 1)
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,22 +120,22 @@ class Plan:
 
     Attributes:
         kind: See the module.
-        depth: Candidates to fetch from the graph; 0 for ``exact``.
-        cost_exact, cost_graph: Estimates for the alternatives, in microseconds; inf where one is impossible.
+        depth: Candidates to fetch from the graph, or matching ones if ``hnsw_restricted``; 0 for ``exact``.
+        cost_exact, cost_graph, cost_restricted: Estimates for the alternatives, in microseconds; inf where one is
+            impossible.
     """
 
     kind: PlanKind
     depth: int
     cost_exact: float
     cost_graph: float
+    cost_restricted: float = math.inf
 
     def to_dict(self) -> dict[str, Any]:
         """For ``explain``."""
-        graph = None if math.isinf(self.cost_graph) else round(self.cost_graph, 1)
-        return {
-            "plan": self.kind, "depth": self.depth,
-            "estimated_us": {"exact": round(self.cost_exact, 1), "graph": graph},
-        }  # fmt: skip
+        costs = {"exact": self.cost_exact, "graph": self.cost_graph, "restricted": self.cost_restricted}
+        estimated = {name: None if math.isinf(cost) else round(cost, 1) for name, cost in costs.items()}
+        return {"plan": self.kind, "depth": self.depth, "estimated_us": estimated}
 
 
 NOMINAL_COSTS: Final = Costs()
@@ -123,19 +146,54 @@ def choose_plan(task: Task, costs: Costs = NOMINAL_COSTS) -> Plan:
     exact = exact_cost(task, costs)
     if task.exact or task.indexed == 0:
         return Plan("exact", 0, exact, math.inf)
-    share = task.matching * task.counting / max(task.rows, 1)
-    if share >= 1.0:
-        kind: PlanKind = "hnsw"
+    if task.share >= 1.0:
         depth = max(task.ef, task.k)
-    else:
-        kind = "hnsw_overfetch"
-        depth = max(math.ceil(task.ef * _DEPTH_MARGIN), math.ceil(_SPARE_MATCHES * task.k / max(share, 1e-9)))
+        if depth >= task.indexed:
+            return Plan("exact", 0, exact, math.inf)
+        graph = graph_cost(task, depth, costs)
+        return Plan("exact", 0, exact, graph) if exact <= graph else Plan("hnsw", depth, exact, graph)
+    depth = overfetch_depth(task)
     if depth >= task.indexed:
         return Plan("exact", 0, exact, math.inf)
+    restricted = restricted_cost(task, costs)
     graph = graph_cost(task, depth, costs) + task.shortfall * exact
-    if exact <= graph:
-        return Plan("exact", 0, exact, graph)
-    return Plan(kind, depth, exact, graph)
+    if exact <= min(graph, restricted):
+        return Plan("exact", 0, exact, graph, restricted)
+    if graph <= restricted:
+        return Plan("hnsw_overfetch", depth, exact, graph, restricted)
+    return Plan("hnsw_restricted", restricted_depth(task), exact, graph, restricted)
+
+
+def overfetch_depth(task: Task) -> int:
+    """How deep an overfetch goes."""
+    return max(math.ceil(task.ef * _DEPTH_MARGIN), math.ceil(_SPARE_MATCHES * task.k / max(task.share, 1e-9)))
+
+
+def restricted_depth(task: Task) -> int:
+    """How many matching rows a restricted walk looks for.
+
+    Where matching rows are spread evenly, fewer would do. But where all that is near matches, or all that is beyond a
+    gap, this is a walk among those rows like any other, and it takes its full depth to reach the recall of any other.
+    Beyond a gap what is asked is unlike what is stored, and takes more: as much as costs little beside the gap.
+    """
+    wanted = max(task.ef, task.k)
+    spare = _SHARE_OF_A_GAP * task.gap * task.share
+    return math.ceil(min(wanted + spare, _DEEPER_BEYOND_A_GAP * wanted))
+
+
+def restricted_cost(task: Task, costs: Costs = NOMINAL_COSTS) -> float:
+    """Estimate a restricted walk for all queries; inf if it might have to see the whole graph."""
+    wanted = restricted_depth(task)
+    if wanted * _SPARE_ALLOWED > task.indexed * task.share:
+        return math.inf
+    candidates = min(wanted / task.share + task.gap, task.indexed)
+    visits = min(_VISITS_OF_DESCENT + _VISITS_PER_CANDIDATE * candidates, task.indexed)
+    return graph_cost(task, math.ceil(candidates), costs) + task.queries * visits * costs.visit
+
+
+def gap_of(visits: float, wanted: int, share: float) -> float:
+    """How many candidates more than by chance a restricted walk met that visited so many nodes."""
+    return max((visits - _VISITS_OF_DESCENT) / _VISITS_PER_CANDIDATE - wanted / share, 0.0)
 
 
 def exact_cost(task: Task, costs: Costs = NOMINAL_COSTS) -> float:
@@ -155,7 +213,7 @@ def graph_cost(task: Task, depth: int, costs: Costs = NOMINAL_COSTS) -> float:
     """Estimate walking the graph ``depth`` deep for all queries."""
     # A node is expanded once per place in the list of candidates; most of its links lead to nodes seen before, about M
     # do not. The walk down to the bottom level adds a few dozen.
-    looked_at = (depth + 4 * math.log2(task.indexed + 1)) * task.M
+    looked_at = min((depth + 4 * math.log2(task.indexed + 1)) * task.M, task.indexed)
     return task.queries * (costs.walk_call + looked_at * (costs.link + costs.link_kb * task.dim * 4 / 1024))
 
 
@@ -186,6 +244,9 @@ def calibrated(stopwatch: Callable[[], float]) -> Costs:
     few = matrix[:8]
     call = measured(lambda: [few @ query for _ in range(10)]) / 10
     nominal = NOMINAL_COSTS
+    # A mask is looked up by a call from C to C, as this is one.
+    places, found = list(range(1024)), bytes(1024).__getitem__
+    visit = measured(lambda: deque(map(found, places), maxlen=0)) / len(places)
     # A link is a row from anywhere, compared in place: cheaper than fetching it in the nominal ratio.
     fetching = _pace(gather, nominal.gather_row + nominal.gather_kb * row_kb)
     calling = _pace(call, _NOMINAL_SMALL_CALL)
@@ -198,6 +259,7 @@ def calibrated(stopwatch: Callable[[], float]) -> Costs:
         walk_call=nominal.walk_call * calling,
         link=nominal.link * fetching,
         link_kb=nominal.link_kb * fetching,
+        visit=nominal.visit * _pace(visit, _NOMINAL_LOOKUP),
     )
 
 

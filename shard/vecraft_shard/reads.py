@@ -62,7 +62,7 @@ class CollectionView:
     """One collection at one snapshot, as the search executor sees it."""
 
     __slots__ = (
-        "all_visible", "begin", "collection", "column", "ef", "end", "hnsw", "hot_filters", "ids", "indexed",
+        "all_visible", "begin", "changes", "collection", "column", "ef", "end", "hnsw", "hot_filters", "ids", "indexed",
         "matching", "norms", "rows", "schema", "snapshot",
     )  # fmt: skip
 
@@ -79,6 +79,7 @@ class CollectionView:
         self.begin = versions.begin
         self.end = versions.end
         self.ids: Sequence[str] = versions.ids
+        self.changes = versions.changes
         self.all_visible = versions.all_visible(snapshot)
         self.ef = ef
         self.hot_filters: HotFilters | None = collection.hot_filters

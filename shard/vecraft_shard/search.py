@@ -3,8 +3,8 @@
 1. *Filter.* ``view.matching`` turns the filters into a set of rows.
 2. *Plan.* :mod:`vecraft_shard.planner` picks a scan, or the graph, by estimated cost.
 3. *Find.* By the plan ``exact``: scan what matches and is visible, fresh rows and settled ones alike. Else walk the
-   graph for the settled rows, drop the candidates that do not match or that the snapshot does not see, and scan the
-   fresh rows, the tail.
+   graph for the settled rows, to a fixed depth or until enough are found that a mask allows, drop the candidates that
+   do not match or that the snapshot does not see, and scan the fresh rows, the tail.
 4. *Repair.* A query that has fewer than ``k`` then (a filter that lies far from it, many dead rows around it) is asked
    again deeper, or scanned, whichever is cheaper. So there are always k answers whenever k rows match.
 5. *Merge*, nearest first, ties by record id.
@@ -30,9 +30,21 @@ from vecraft_shard.indexes.hnsw import HnswIndex
 from vecraft_shard.indexes.hot import HotFilter, HotFilters
 from vecraft_shard.indexes.rowset import RowSet
 from vecraft_shard.indexes.tail import Found, ScanSource, VectorSource, nearest, scan_range, scan_rows
-from vecraft_shard.planner import NOMINAL_COSTS, Costs, Plan, Task, choose_plan, exact_cost, graph_cost
+from vecraft_shard.indexes.walk_mask import WalkMask
+from vecraft_shard.planner import (
+    NOMINAL_COSTS,
+    Costs,
+    Plan,
+    Task,
+    choose_plan,
+    exact_cost,
+    gap_of,
+    graph_cost,
+    overfetch_depth,
+)
 
 Float32Array = npt.NDArray[np.float32]
+Float64Array = npt.NDArray[np.float64]
 Int64Array = npt.NDArray[np.int64]
 BoolArray = npt.NDArray[np.bool_]
 
@@ -55,6 +67,7 @@ class SearchView(Protocol):
         hnsw: The graph; None: there is none.
         begin, end: Commit timestamps, int64.
         ids: Record ids.
+        changes: How often a version was added or ended.
         all_visible: Whether the snapshot sees all rows.
         ef: Search depth where a request asks for none.
         hot_filters: What is known of filters used before; None: nothing is kept.
@@ -70,6 +83,7 @@ class SearchView(Protocol):
     begin: Int64Array
     end: Int64Array
     ids: Sequence[str]
+    changes: int
     all_visible: bool
     ef: int
     hot_filters: HotFilters | None
@@ -122,7 +136,7 @@ def explain_search(
 def _walk_everything(view: SearchView, hnsw: HnswIndex, request: Search, threads: int) -> list[Found] | None:
     """The short cut. None if the graph yields too few."""
     k, max_distance = request.options.k, request.options.max_distance
-    labels, distances = hnsw.search(request.queries, k, request.options.ef or view.ef, None, threads)
+    labels, distances = hnsw.search(request.queries, k, request.options.ef or view.ef, threads)
     if labels.shape[1] < k or not len(labels):
         return None
     if len(labels) == 1:  # a few numbers are dealt with faster by Python than by numpy
@@ -161,6 +175,7 @@ class _Execution:
         self.chosen: tuple[Task, Plan] | None = None
         self.repaired = 0
         self.candidates = 0
+        self.visited = 0
         self.scanned = 0
 
     def run(self) -> list[Found]:
@@ -170,7 +185,7 @@ class _Execution:
         if count == 0 or not len(queries):
             nothing = (np.empty(0, np.int64), np.empty(0, np.float32))
             return [nothing] * len(queries)
-        if self.matching is not None and view.hot_filters is not None:
+        if view.hot_filters is not None and not (self.matching is None and view.all_visible):
             self.hot = view.hot_filters.used((options.where, options.where_document))
         task = self._task(count)
         plan = choose_plan(task, self.costs)
@@ -188,7 +203,8 @@ class _Execution:
             **plan.to_dict(),
             "rows": view.rows, "indexed": view.indexed, "tail": view.rows - view.indexed, "matching": task.matching,
             "visible_share": task.counting, "k": self.options.k, "ef": self.ef, "queries": len(self.queries),
-            "candidates": self.candidates, "scanned": self.scanned, "queries_repaired": self.repaired,
+            "candidates": self.candidates, "visited": self.visited, "scanned": self.scanned,
+            "queries_repaired": self.repaired,
             "found": sum(len(rows) for rows, _ in found),
         }  # fmt: skip
 
@@ -199,6 +215,12 @@ class _Execution:
         gathered = False
         if hot is not None and view.hot_filters is not None and share < 1 / 3:
             gathered = view.hot_filters.worth_copying(hot, count, view.rows, dim)
+        visible_share = self._visible_share()
+        # Until there is experience: filters that leave over little tend to be about something, which is far from
+        # most queries; those that leave over half hardly can be.
+        shortfall, gap = max(0.0, 0.5 - share * visible_share), None
+        if hot is not None:
+            shortfall, gap = hot.shortfall(shortfall), hot.gap()
         return Task(
             queries=len(self.queries),
             k=self.k,
@@ -210,11 +232,10 @@ class _Execution:
             indexed=view.indexed if view.hnsw is not None else 0,
             rows=view.rows,
             matching=count,
-            counting=self._visible_share(),
+            counting=visible_share,
             gathered=gathered,
-            # Until there is experience: filters that leave over little tend to be about something, which is far from
-            # most queries; those that leave over half hardly can be.
-            shortfall=hot.shortfall(max(0.0, 0.5 - share)) if hot is not None else 0.0,
+            shortfall=shortfall,
+            gap=view.rows if gap is None else shortfall * gap,
         )
 
     # ------------------------------------------------------------------------------------------ visibility
@@ -266,7 +287,7 @@ class _Execution:
     def _walk(self, task: Task, plan: Plan) -> list[Found]:
         """Walk the graph, scan the tail, repair, merge."""
         queries = self.queries
-        settled = self._candidates(queries, plan.depth)
+        settled, gaps = self._settled(task, plan)
         tail = self._scan_tail(queries)
         found = [
             nearest(rows, distances, self.k, self.view.ids)
@@ -275,23 +296,43 @@ class _Execution:
         # Whether a query found enough is judged by the graph's part alone: the tail's says nothing about what it
         # missed.
         short = [i for i, (rows, _) in enumerate(settled) if len(rows) < self.k]
-        if self.hot is not None:
-            self.hot.learn(len(queries), len(short))
         if short:
-            self._repair(task, plan, short, found)
+            self.repaired = len(short)
+            self._repair(task, plan, short, found, gaps)
+        if self.hot is not None:
+            far = gaps > overfetch_depth(task) / 2
+            self.hot.learn(len(queries), int(np.count_nonzero(far)), float(gaps[far].sum()))
         return found
 
-    def _repair(self, task: Task, plan: Plan, short: list[int], found: list[Found]) -> None:
-        """Answer the queries that came short once more, deeper as long as that is cheaper than a scan."""
-        self.repaired = len(short)
+    def _settled(self, task: Task, plan: Plan) -> tuple[list[Found], Float64Array]:
+        """Walk the graph as planned.
+
+        Returns:
+            What matches and is visible, up to k a query, nearest first; and for each query, how many candidates more
+            than by chance there were before it had enough.
+        """
         queries = self.queries
+        if plan.kind != "hnsw_restricted":
+            settled, counting = self._candidates(queries, plan.depth)
+            return settled, np.where(counting < self.k, plan.depth - counting / task.share, 0.0)
+        settled, visited = self._restricted(plan.depth)
+        return settled, np.full(len(queries), gap_of(visited / len(queries), plan.depth, task.share))
+
+    def _repair(
+        self, task: Task, plan: Plan, short: list[int], found: list[Found], gaps: Float64Array
+    ) -> None:
+        """Answer the queries that came short once more, deeper as long as that is cheaper than a scan.
+
+        ``gaps`` learns how much deeper they had to go.
+        """
         depth = plan.depth * _DEEPER
-        while short and depth < task.indexed:
+        while short and depth < task.indexed and plan.kind != "hnsw_restricted":
             scan, walk = exact_cost(task, self.costs), graph_cost(task, depth, self.costs)
             if (self.matching is not None and self.matching.count < self.k) or scan <= walk * 2:
                 break
-            asked = queries[short]
-            settled, tail = self._candidates(asked, depth), self._scan_tail(asked)
+            asked = self.queries[short]
+            (settled, counting), tail = self._candidates(asked, depth), self._scan_tail(asked)
+            gaps[short] = np.maximum(depth - counting / task.share, 1.0)
             left = []
             for i, place in enumerate(short):
                 if len(settled[i][0]) < self.k:
@@ -301,16 +342,49 @@ class _Execution:
                     found[place] = nearest(*both, self.k, self.view.ids)
             short, depth = left, depth * _DEEPER
         if short:
-            for place, answer in zip(short, self._scan(queries[short]), strict=True):
+            if plan.kind != "hnsw_restricted":
+                gaps[short] = task.indexed  # for all that is known
+            for place, answer in zip(short, self._scan(self.queries[short]), strict=True):
                 found[place] = answer
 
-    def _candidates(self, queries: Float32Array, depth: int) -> list[Found]:
-        """Walk the graph ``depth`` deep; what matches and is visible, up to k a query, nearest first."""
-        view = self.view
-        if view.hnsw is None:
-            raise RuntimeError("a plan that needs the graph was made without one")
-        labels, distances = view.hnsw.search(queries, depth, depth, None, self.threads)
+    def _restricted(self, wanted: int) -> tuple[list[Found], int]:
+        """Walk until each query has found ``wanted`` rows that the mask allows; what of them counts, and the visits."""
+        mask = self._walk_mask()
+        labels, distances, visited = self._graph().search_allowed(self.queries, wanted, mask.allowed)
         self.candidates += labels.size
+        self.visited += visited
+        settled, counting = self._that_count(labels, distances)
+        if mask.changes != self.view.changes and counting.min() < self.k and self.hot is not None:
+            self.hot.mask = None  # what has changed since it was made lies around these queries
+            return self._restricted(wanted)
+        return settled, visited
+
+    def _graph(self) -> HnswIndex:
+        if self.view.hnsw is None:
+            raise RuntimeError("a plan that needs the graph was made without one")
+        return self.view.hnsw
+
+    def _walk_mask(self) -> WalkMask:
+        """The mask of what may be answered, made now or kept from an earlier search."""
+        view, hot = self.view, self.hot
+        mask = None if hot is None else hot.mask
+        if mask is None or not mask.serves(view.snapshot, view.indexed, view.changes):
+            mask = WalkMask.of(
+                self.matching, view.begin, view.end, view.snapshot, view.rows, view.indexed, view.changes
+            )
+            if hot is not None and view.hot_filters is not None:
+                view.hot_filters.keep_mask(hot, mask, view.rows, view.schema.dim)
+        return mask
+
+    def _candidates(self, queries: Float32Array, depth: int) -> tuple[list[Found], Int64Array]:
+        """Walk the graph ``depth`` deep; what counts of what is found there, as :meth:`_that_count` returns it."""
+        labels, distances = self._graph().search(queries, depth, depth, self.threads)
+        self.candidates += labels.size
+        return self._that_count(labels, distances)
+
+    def _that_count(self, labels: Int64Array, distances: Float32Array) -> tuple[list[Found], Int64Array]:
+        """Of candidates from the graph, (q, n), the first k that match and are visible; and how many those are."""
+        view = self.view
         if view.schema.metric == "cosine":
             distances = np.maximum(distances, 0)
         good = labels >= 0
@@ -318,15 +392,13 @@ class _Execution:
             good &= self.matching.contains(labels.ravel()).reshape(labels.shape)
         if not view.all_visible:
             good &= self._visible_at(labels.ravel()).reshape(labels.shape)
-        if len(queries) == 1:
-            places = np.flatnonzero(good[0])[: self.k]
-            return [(labels[0, places], distances[0, places])]
-        return [
+        settled = [
             (line[places], measured[places])
             for line, measured, places in zip(
                 labels, distances, (np.flatnonzero(row)[: self.k] for row in good), strict=True
             )
         ]
+        return settled, good.sum(axis=1)
 
     def _scan_tail(self, queries: Float32Array) -> list[Found] | None:
         """Scan the rows that are not in the graph. None: there are none that count."""

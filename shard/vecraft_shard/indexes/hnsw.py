@@ -3,15 +3,17 @@
 Rows ``[0, count)`` are in the graph, the label of each is its row number, and only ``add`` at the end makes it longer.
 
 hnswlib trusts its callers, so nothing unchecked reaches it: not a query of another dimension (it would read beyond the
-array), not NaN, not a file that was damaged (it would load it, or crash). Three habits of it shape this module:
+array), not NaN, not a file that was damaged (it would load it, or crash). Four habits of it shape this module:
 
 * The search depth ``ef`` is one setting of the whole index, so that two threads asking for different depths would race.
   But a search for ``k`` neighbours goes ``max(ef, k)`` deep: the setting is left at 1, every search asks for as many
   neighbours as it wants depth, and takes the first ``k`` of them. No lock is needed.
 * If it finds fewer neighbours than asked for (deleted rows, a thin graph) it raises instead of answering: then it is
   asked for fewer, at a greater depth.
-* Its predicate filters cost a Python call per visited node. What a filter leaves over is cheaper to pick from a deeper
-  search, so that ``allowed`` does.
+* Its predicate filters are called once per visited node, with the interpreter's lock taken each time. A function in
+  Python would cost more than the walk; looking up a byte of a ``bytes``, which runs no Python code, costs a tenth of a
+  microsecond. More threads than one would only wait for that lock.
+* If the predicate raises, hnswlib loses the memory of the walk. So the mask must have a byte for every label.
 
 Not for use during ``add``: the owner's latch keeps searches out. Deletions and versions are the caller's business, too,
 apart from rows that were reclaimed for good (``forget``).
@@ -21,6 +23,8 @@ from __future__ import annotations
 
 import errno
 import os
+from contextlib import suppress
+from functools import lru_cache
 from pathlib import Path
 
 import hnswlib
@@ -89,42 +93,66 @@ class HnswIndex:
         self._index.add_items(batch, np.arange(self.count, needed), num_threads=threads)
         self.count = needed
 
-    def search(
-        self, queries: Float32Array, k: int, ef: int, allowed: RowSet | None = None, threads: int = 1
-    ) -> tuple[Int64Array, Float32Array]:
+    def search(self, queries: Float32Array, k: int, ef: int, threads: int = 1) -> tuple[Int64Array, Float32Array]:
         """Find the nearest rows.
 
         Args:
             queries: (q, dim) float32, C-contiguous, finite.
             k: At most so many neighbours each.
             ef: Depth: how many candidates are kept while searching; at least ``k`` is used.
-            allowed: Only these rows count. They are picked from the ``ef`` candidates, so choose ``ef`` accordingly:
-                a query for which fewer than ``k`` are among them has its line filled up with label −1, distance inf.
             threads: To spread the queries over.
 
         Returns:
-            Labels (q, k′) int64 and distances (q, k′) float32, nearest first; k′ ≤ k is the same for all queries.
+            Labels (q, k′) int64 and distances (q, k′) float32, nearest first; k′ ≤ k is the same for all queries. A
+            query that finds fewer has its line filled up with label −1, distance inf.
         """
         live = self.count - self.forgotten
         depth = min(max(k, ef), live)
         if depth <= 0:
             return np.empty((len(queries), 0), np.int64), np.empty((len(queries), 0), np.float32)
-        if queries.dtype != np.float32 or queries.ndim != 2 or queries.shape[1] != self.dim:
-            raise InvalidDataException(
-                f"queries must be float32 of shape (q, {self.dim}), got {queries.dtype} of shape {queries.shape}"
-            )
-        if self.metric == "cosine":
-            queries = _lengthened(queries)
+        queries = self._askable(queries)
         try:
             labels, distances = self._index.knn_query(queries, depth, threads)
         except RuntimeError:
             labels, distances = self._search_thin(queries, min(k, live), depth)
         labels = labels.view(np.int64)
-        if allowed is not None:
-            return _pick(labels, distances, k, allowed)
         if labels.shape[1] > k:
             return labels[:, :k], distances[:, :k]
         return labels, distances
+
+    def search_allowed(
+        self, queries: Float32Array, count: int, allowed: bytes
+    ) -> tuple[Int64Array, Float32Array, int]:
+        """Walk until so many allowed rows are found that nothing nearer is left to look at.
+
+        Args:
+            queries: As for :meth:`search`.
+            count: How many allowed rows to find; the search depth, but of allowed rows.
+            allowed: For each label one byte: 0 for those that are passed through but not answered.
+
+        Returns:
+            Labels (q, count) int64 and distances (q, count) float32, nearest first, and how many nodes were visited in
+            all. A query for which the walk met fewer allowed rows has a line of label −1, distance inf.
+
+        Raises:
+            ValueError: ``allowed`` is too short.
+        """
+        if len(allowed) < self.count:
+            raise ValueError(f"the mask has {len(allowed)} bytes for {self.count} labels")
+        queries = self._askable(queries)
+        # Without a cache, this wrapper does nothing but count the calls, and needs no Python code for it.
+        visit = lru_cache(maxsize=0)(allowed.__getitem__)
+        labels = np.full((len(queries), count), -1, np.int64)
+        distances = np.full((len(queries), count), np.inf, np.float32)
+        try:
+            found, measured = self._index.knn_query(queries, count, 1, visit)
+            labels, distances = found.view(np.int64), measured
+        except RuntimeError:  # at least one query found fewer: the others are asked alone
+            for i in range(len(queries) if len(queries) > 1 else 0):
+                with suppress(RuntimeError):
+                    found, measured = self._index.knn_query(queries[i : i + 1], count, 1, visit)
+                    labels[i], distances[i] = found[0].view(np.int64), measured[0]
+        return labels, distances, visit.cache_info().misses
 
     def vectors(self, rows: Int64Array) -> Float32Array:
         """The vectors of some rows as the graph holds them (normalised under cosine), (n, dim) float32."""
@@ -192,6 +220,14 @@ class HnswIndex:
 
     # --------------------------------------------------------------------------------------------- inside
 
+    def _askable(self, queries: Float32Array) -> Float32Array:
+        """Queries as hnswlib may be asked; raises if they have another shape."""
+        if queries.dtype != np.float32 or queries.ndim != 2 or queries.shape[1] != self.dim:
+            raise InvalidDataException(
+                f"queries must be float32 of shape (q, {self.dim}), got {queries.dtype} of shape {queries.shape}"
+            )
+        return _lengthened(queries) if self.metric == "cosine" else queries
+
     def _fresh(self) -> hnswlib.Index:
         return hnswlib.Index(space=_SPACES[self.metric], dim=self.dim)
 
@@ -242,22 +278,6 @@ def _lengthened(vectors: Float32Array) -> Float32Array:
     if shortest >= _TINY_SQUARE:
         return vectors
     return np.divide(vectors, np.maximum(norms_of(vectors), _SHORTEST)[:, None], dtype=np.float32)
-
-
-def _pick(labels: Int64Array, distances: Float32Array, k: int, allowed: RowSet) -> tuple[Int64Array, Float32Array]:
-    """Keep the first ``k`` allowed labels of each line."""
-    inside = allowed.contains(labels.ravel()).reshape(labels.shape)
-    inside &= labels >= 0
-    width = min(k, int(inside.sum(axis=1).max(initial=0)))
-    picked_labels = np.full((len(labels), width), -1, np.int64)
-    picked_distances = np.full((len(labels), width), np.inf, np.float32)
-    place = np.cumsum(inside, axis=1)
-    inside &= place <= width
-    lines, columns = np.nonzero(inside)
-    places = place[lines, columns] - 1
-    picked_labels[lines, places] = labels[lines, columns]
-    picked_distances[lines, places] = distances[lines, columns]
-    return picked_labels, picked_distances
 
 
 def _digest(path: Path, sync: bool = False) -> int:

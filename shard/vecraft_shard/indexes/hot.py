@@ -1,8 +1,9 @@
 """What searches learn about filters that are used again and again.
 
-For each recent filter: how often walking the graph found too few matching rows, and, if scanning them is worth it and
-the budget allows, a copy of the matching rows' vectors in one place, which makes the scan several times faster. Rows
-never change, so a copy stays right; when later rows match as well, it grows.
+For each recent filter: how often walking the graph found too few matching rows, how much farther than by chance it had
+to go for those it found, the mask for walks restricted to them, and, if scanning them is worth it and the budget
+allows, a copy of the matching rows' vectors in one place, which makes the scan several times faster. Rows never change,
+so a copy stays right; when later rows match as well, it grows. Searches without a filter count as those with one more.
 
 Nothing here changes an answer. One object belongs to one collection's rows: renumbering them starts a new one.
 """
@@ -19,27 +20,31 @@ import numpy.typing as npt
 
 from vecraft_shard.indexes.rowset import RowSet
 from vecraft_shard.indexes.tail import VectorSource, take
+from vecraft_shard.indexes.walk_mask import WalkMask
 
 Float32Array = npt.NDArray[np.float32]
 Int64Array = npt.NDArray[np.int64]
 
 _REMEMBERED: Final = 128
 _USES_BEFORE_COPY: Final = 2
+_SHORT_TO_KNOW: Final = 4
 _SPARE_ROOM: Final = 4
 _BUDGET_BYTES_MIN: Final = 4 << 20
 _BUDGET_SHARE: Final = 8
-"""Copies take at most this part of the bytes of all vectors."""
+"""Copies and masks take at most this part of the bytes of all vectors."""
 
 
 class HotFilter:
     """One filter's record. Its counters are estimates, so threads change them without a lock."""
 
-    __slots__ = ("copy", "lock", "searched", "short", "uses")
+    __slots__ = ("copy", "gaps", "lock", "mask", "searched", "short", "uses")
 
     def __init__(self) -> None:
         self.uses = 0
         self.searched = 0
         self.short = 0
+        self.gaps = 0.0
+        self.mask: WalkMask | None = None
         self.copy: tuple[Int64Array, Float32Array] | None = None
         """Rows, ascending, and an array that begins with their vectors, (at least n, dim)."""
         self.lock = threading.Lock()
@@ -47,19 +52,25 @@ class HotFilter:
 
     @property
     def nbytes(self) -> int:
-        """Bytes of the copy."""
-        return self.copy[1].nbytes if self.copy else 0
+        """Bytes of the copy and the mask."""
+        copied = self.copy[1].nbytes if self.copy else 0
+        return copied + (len(self.mask.allowed) if self.mask else 0)
 
     def shortfall(self, prior: float) -> float:
         """Expected share of queries that find too few rows on the graph; ``prior`` weighs as much as 8 queries."""
         return (self.short + 8 * prior) / (self.searched + 8)
 
-    def learn(self, searched: int, short: int) -> None:
-        """Remember that of so many queries so many came short; older experience fades."""
+    def gap(self) -> float | None:
+        """How many candidates more than by chance those met, on average, that found too few; None: hardly known."""
+        return self.gaps / self.short if self.short >= _SHORT_TO_KNOW else None
+
+    def learn(self, searched: int, short: int, gaps: float) -> None:
+        """Remember that of so many queries so many came short, with such gaps in sum; older experience fades."""
         if self.searched > 1000:
-            self.searched, self.short = self.searched // 2, self.short // 2
+            self.searched, self.short, self.gaps = self.searched // 2, self.short // 2, self.gaps / 2
         self.searched += searched
         self.short += short
+        self.gaps += gaps
 
 
 class HotFilters:
@@ -116,6 +127,11 @@ class HotFilters:
         self._evict(_budget(rows, dim))
         return vectors[: len(wanted)]
 
+    def keep_mask(self, hot: HotFilter, mask: WalkMask, rows: int, dim: int) -> None:
+        """Keep a mask for later searches with the same filter, if the budget allows."""
+        hot.mask = mask
+        self._evict(_budget(rows, dim))
+
     @staticmethod
     def worth_copying(hot: HotFilter, matching: int, rows: int, dim: int) -> bool:
         """Whether the filter is used again and its rows' vectors fit the budget."""
@@ -123,7 +139,7 @@ class HotFilters:
 
     @property
     def nbytes(self) -> int:
-        """Bytes of all copies."""
+        """Bytes of all copies and masks."""
         with self._lock:
             return sum(hot.nbytes for hot in self._filters.values())
 
@@ -134,7 +150,7 @@ class HotFilters:
                 if used <= budget:
                     break
                 used -= hot.nbytes
-                hot.copy = None
+                hot.copy = hot.mask = None
 
 
 def _budget(rows: int, dim: int) -> int:

@@ -76,19 +76,6 @@ def test_asks_for_no_more_than_there_is() -> None:
     assert sorted(index.search(vectors(1), 10, 64)[0][0].tolist()) == [0, 1, 2]
 
 
-def test_allowed_rows_are_picked_and_short_lines_filled_up() -> None:
-    data, index = vectors(500), HnswIndex(DIM, "l2")
-    index.add(data)
-    allowed = RowSet.of_rows(np.arange(0, 500, 5))
-    labels, distances = index.search(vectors(9, seed=2), 10, 500, allowed)
-    exact = [np.argsort(brute("l2", data, q)) for q in vectors(9, seed=2)]
-    expected = [[row for row in order.tolist() if row % 5 == 0][:10] for order in exact]
-    assert np.mean([len(set(a) & set(b)) for a, b in zip(labels.tolist(), expected, strict=True)]) > 9.5
-    labels, distances = index.search(vectors(9, seed=2), 10, 12, allowed)
-    assert labels.shape[1] < 10
-    assert ((labels == -1) == np.isinf(distances)).all() and (labels[labels >= 0] % 5 == 0).all()
-
-
 def test_forgotten_rows_never_come_back_even_when_few_are_left(tmp_path: Path) -> None:
     data, index = vectors(300), HnswIndex(DIM, "l2")
     index.add(data)

@@ -8,7 +8,7 @@ from dataclasses import replace
 
 import pytest
 
-from vecraft_shard.planner import NOMINAL_COSTS, Costs, Task, calibrated, choose_plan, exact_cost
+from vecraft_shard.planner import NOMINAL_COSTS, Costs, Task, calibrated, choose_plan, exact_cost, gap_of
 
 WHOLE = Task(
     queries=1, k=10, dim=384, item_bytes=4, M=16, ef=64, exact=False, indexed=100_000, rows=100_000, matching=100_000
@@ -55,6 +55,24 @@ def test_copies_and_bad_experience_speak_for_a_scan() -> None:
     half = replace(WHOLE, matching=WHOLE.rows // 4, rows=WHOLE.rows)
     assert choose_plan(half).cost_graph < choose_plan(replace(half, shortfall=0.9)).cost_graph
     assert choose_plan(replace(tenth, gathered=True, shortfall=0.5)).kind == "exact"
+
+
+def test_a_restricted_walk_is_for_filters_that_make_a_fixed_depth_fail() -> None:
+    third = replace(WHOLE, rows=1_000_000, indexed=1_000_000, matching=300_000)
+    assert choose_plan(third).kind == "hnsw_overfetch"
+    uneven = choose_plan(replace(third, shortfall=0.7, gap=400.0))
+    assert uneven.kind == "hnsw_restricted" and uneven.depth >= WHOLE.ef
+    assert uneven.cost_restricted < min(uneven.cost_graph, uneven.cost_exact)
+    assert choose_plan(replace(third, matching=30_000, shortfall=1.0, gap=1e6)).kind == "exact"
+    assert math.isinf(choose_plan(replace(WHOLE, matching=250)).cost_restricted), "it might see every node"
+
+
+def test_how_far_a_walk_went_is_told_by_the_nodes_it_visited() -> None:
+    for share in (0.05, 0.5):
+        by_chance = 45 + 2.4 * 64 / share
+        assert gap_of(by_chance, 64, share) == pytest.approx(0.0, abs=1e-9)
+        assert gap_of(by_chance + 2400, 64, share) == pytest.approx(1000.0)
+    assert gap_of(10, 64, 0.5) == 0.0
 
 
 def test_explains_itself_in_json_numbers() -> None:

@@ -68,6 +68,7 @@ class View:
         self.end = np.full(self.rows, INFINITY_TS)
         self.ids: Sequence[str] = [f"r{i * 7919 % 100_003:06d}" for i in range(self.rows)]
         self.snapshot = 100
+        self.changes = self.rows
         self.all_visible = True
         self.ef = 64
         self.hot_filters: HotFilters | None = HotFilters()
@@ -254,7 +255,50 @@ def test_a_filter_far_from_the_query_still_yields_k() -> None:
         answered, explained = explain_search(view, asked, costs=costs)
         assert view.answers(answered) == found
         assert explained["matching"] == 3000 and explained["queries"] == 20
-    assert explained["plan"] == "hnsw_overfetch" and explained["queries_repaired"] == 20
+    assert explained["plan"] == "hnsw_restricted", "experience tells how far it is"
+    assert explained["queries_repaired"] == 0
+    assert explained["visited"] > 20 * 9000
+
+
+@pytest.mark.parametrize("metric", ["l2", "cosine"])
+def test_dead_rows_around_the_query_are_walked_past(metric: str) -> None:
+    rng = np.random.default_rng(21)
+    topic = np.repeat(np.arange(10), 800)
+    vectors = (3 * rng.normal(size=(10, 24))[topic] + rng.normal(size=(8000, 24))).astype(np.float32)
+    view = View(vectors, [{"topic": int(t)} for t in topic], metric)
+    view.begin = rng.integers(1, 50, 8000)
+    view.end = np.where((topic == 4) & (rng.random(8000) < 0.95), 60, INFINITY_TS)
+    view.changes += 760
+    queries = vectors[topic == 4][:16]
+    for where in (None, {"topic": {"$lte": 5}}, {"topic": {"$ne": 4}}):
+        asked = request(queries, 10, where)
+        found, expected = search(view, asked, SCAN_IS_DEAR), view.expected(asked)
+        assert all(len(line) == 10 for line in found) and recall(found, expected) >= 0.95, where
+        _, explained = explain_search(view, asked, costs=SCAN_IS_DEAR)
+        assert explained["visited"] > 16 * 64 and explained["scanned"] == 0, where
+
+
+def test_rows_that_died_since_the_mask_was_made_do_not_hide_the_others() -> None:
+    rng = np.random.default_rng(22)
+    vectors = rng.normal(size=(6000, 12)).astype(np.float32)
+    view = View(vectors, [{"n": i % 4} for i in range(6000)])
+    view.end[rng.random(6000) < 0.5] = 50
+    view.changes += 3000
+    query = vectors[:1]
+    order = np.argsort(((vectors - query) ** 2).sum(axis=1))
+    hot = view.hot_filters
+    assert hot is not None
+    plans = set()
+    for turn in range(8):  # each time the 30 nearest of those alive are replaced
+        for where in (None, {"n": {"$lte": 2}}):
+            asked = request(query, 10, where, ef=16)
+            assert recall(search(view, asked, SCAN_IS_DEAR), view.expected(asked)) == 1.0, (turn, where)
+            plans.add(explain_search(view, asked, costs=SCAN_IS_DEAR)[1]["plan"])
+        nearest = [row for row in order.tolist() if view.end[row] > view.snapshot][:30]
+        view.snapshot += 1
+        view.end[nearest] = view.snapshot
+        view.changes += 30
+    assert plans == {"hnsw_overfetch", "hnsw_restricted"}, "experience has told how far it is"
 
 
 def test_says_what_was_planned_and_what_it_took() -> None:
