@@ -13,7 +13,21 @@ from tests.simulation.calling import NoAnswer, Script
 from tests.simulation.content import ACCOUNTS, ALIAS, BLIND, LISTS, PASSING, list_of, records, schema_of, value_of
 from tests.simulation.history import Operation, Read
 from tests.simulation.writing import WritingClient
-from vecraft_data_model.messages import AlterCollection, CreateCollection, DropAlias, DropCollection, Mutation, SetAlias
+from vecraft_data_model.errors import (
+    CollectionAlreadyExistedException,
+    CollectionNotExistedException,
+    InvalidDataException,
+)
+from vecraft_data_model.messages import (
+    AlterCollection,
+    CreateCollection,
+    Delete,
+    DropAlias,
+    DropCollection,
+    Mutation,
+    Put,
+    SetAlias,
+)
 from vecraft_router import Commit, Flow, InteractiveTransaction, ReadOptions, Router
 
 
@@ -28,7 +42,12 @@ class Client(WritingClient):
 
     def _do_catalog(self) -> Script:
         """Let a collection come and go under load, and with it what names mean."""
-        rng, operation = self._world.rng, self._operation("catalog")
+        rng = self._world.rng
+        if rng.random() < 0.4:
+            operation = self._operation("append")
+            yield from self._interactive(operation, self._catalog_steps(operation))
+            return
+        operation = self._operation("catalog")
         kind = rng.choice(("create", "create", "drop", "drop", "alter", "alias", "unalias", "swap", "list"))
         mutations: list[Mutation] = []
         if kind == "create":
@@ -92,8 +111,16 @@ class Client(WritingClient):
         yield from self._commit(operation, [put], reply.snapshot, self._validated(ACCOUNTS, pair))
 
     def _do_interactive(self) -> Script:
-        """The whole transaction on one router, with a search that has to see its own writes."""
-        operation, keys = self._operation("append"), self._keys()
+        """The whole transaction on one router; its reads have to see its own writes."""
+        operation = self._operation("append")
+        steps: list[Mutation] = []
+        if self._world.swarm.weights["catalog"] and self._world.rng.random() < 0.3:
+            steps = self._catalog_steps(operation)
+        yield from self._interactive(operation, steps)
+
+    def _interactive(self, operation: Operation, steps: list[Mutation]) -> Script:
+        """Append to a list, and change the catalog by these steps."""
+        keys = self._keys()
         operation.appended = keys[:1]
         txn_id, isolation, token = self._chosen_id(), self._world.swarm.isolation, self._token
         history, rng = self._world.history, self._world.rng
@@ -109,6 +136,7 @@ class Client(WritingClient):
             longer = [[*operation.seen[keys[0]], operation.serial]]
             put = records(LISTS, keys[:1], operation.serial, lists=longer)
             yield from txn.put(put)
+            yield from self._take_steps(txn, steps)
             if look:
                 yield from self._sees_itself(txn, keys[0], put.payloads[0])
             return (yield from txn.commit())
@@ -118,6 +146,33 @@ class Client(WritingClient):
             return  # a later attempt of the same flow would be another transaction
         if commit is not None or not isinstance(error, NoAnswer):
             self._unknown(operation, commit, error)
+
+    def _catalog_steps(self, operation: Operation) -> list[Mutation]:
+        """Changes that make one transaction."""
+        create, filled = CreateCollection(schema_of(PASSING), ""), self._put(PASSING, self._keys(), operation)
+        return self._world.rng.choice(
+            [
+                [create, filled],
+                [create, filled, SetAlias(ALIAS, PASSING)],  # a re-embedding, in one transaction
+                [SetAlias(ALIAS, BLIND[0]), DropCollection(PASSING)],
+                [DropCollection(PASSING), create],
+                [DropAlias(ALIAS)],
+            ]
+        )
+
+    def _take_steps(self, txn: InteractiveTransaction, steps: list[Mutation]) -> Flow[None]:
+        """Change the catalog, as far as it is what the transaction takes it for, and look whether that is seen."""
+        try:
+            for step in steps:
+                if isinstance(step, Put):
+                    yield from txn.put(step)
+                    count = (yield from txn.count(PASSING)).count
+                    if count != len(step.ids):
+                        self._world.history.problem(f"a transaction counts {count} in what it made with {step.ids}")
+                elif not isinstance(step, Delete):
+                    yield from txn.change_catalog(step)
+        except (CollectionAlreadyExistedException, CollectionNotExistedException, InvalidDataException) as error:
+            self._world.note(f"client {self._number}: no such step: {error}")
 
     def _sees_itself(self, txn: InteractiveTransaction, key: str, payload: bytes) -> Flow[None]:
         rows = (yield from txn.get(LISTS, [key])).rows

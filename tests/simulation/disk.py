@@ -85,6 +85,7 @@ class SimulatedFile:
         self.pending.append((offset, block))
 
     def pread(self, size: int, offset: int) -> bytes:
+        self._disk.step("read", self.name)
         return self.live.buffer[offset : max(offset, min(offset + size, self.live.length))].tobytes()
 
     def sync(self) -> None:

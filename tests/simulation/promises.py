@@ -80,7 +80,10 @@ def check_tail(history: History, shard: Shard, requests: Sequence[Request], resp
     for request, response in zip(requests, responses, strict=True):
         if not isinstance(request, Search) or not isinstance(response, SearchReply):
             continue
-        if request.options.where is not None or request.options.where_document is not None:
+        options = request.options
+        if options.where is not None or options.where_document is not None:
+            continue
+        if options.text is not None or options.group_by is not None:
             continue
         state, hits, snapshot = shard._state, response.hits[0], response.snapshot
         entry = state.catalog.resolve(request.collection, snapshot)

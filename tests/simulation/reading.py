@@ -6,6 +6,8 @@ from collections.abc import Callable, Generator, Sequence
 from functools import partial
 from typing import Any
 
+import msgspec
+
 from tests.simulation.calling import Call, Caller, Script
 from tests.simulation.content import ACCOUNTS, ALIAS, BLIND, LISTS, PASSING, condition, list_of, records
 from tests.simulation.history import Operation, Read
@@ -16,8 +18,9 @@ from vecraft_data_model.errors import (
     SnapshotTooOldError,
     VecraftError,
 )
-from vecraft_data_model.messages import Rows
+from vecraft_data_model.messages import Float32Array, Rows
 from vecraft_data_model.search_options import SearchOptions
+from vecraft_data_model.text_ranking import TextQuery
 from vecraft_router import Bounded, Flow, ReadOptions, Router
 
 PIN_MS = 60_000
@@ -175,12 +178,42 @@ class ReadingClient(Caller):
         where, where_document = condition(group, self._operator())
         queries = records(name, ["query"], query).vectors
         wanted = SearchOptions(k=k, where=where, where_document=where_document, exact=True)
+        kind = rng.random()
+        if kind < 0.2:
+            grouped = msgspec.structs.replace(wanted, group_by=rng.choice("gt"), group_size=rng.choice((1, 1, 2)))
+            yield from self._ranked("grouped", name, queries, grouped, group, options)
+            return
+        if kind < 0.5 and self._world.swarm.texts:
+            words = tuple(sorted({f"group{query % 4}", rng.choice(("wrote", f"k{query % 8}"))}))
+            queries = queries[:, : rng.choice((0, 2))]
+            by_text = msgspec.structs.replace(wanted, text=TextQuery(words))
+            yield from self._ranked("text", name, queries, by_text, group, options)
+            return
         yield from self._recorded(
             self._operation("search"),
             "search",
             name,
             options,
             (queries, k, group),
+            lambda router: router.search(name, queries, wanted, options),
+        )
+
+    def _ranked(
+        self,
+        kind: str,
+        name: str,
+        queries: Float32Array,
+        wanted: SearchOptions,
+        group: int | None,
+        options: ReadOptions,
+    ) -> Script:
+        """A search that is answered by more than the nearest records."""
+        yield from self._recorded(
+            self._operation("search"),
+            kind,
+            name,
+            options,
+            (queries.tolist(), wanted, group),
             lambda router: router.search(name, queries, wanted, options),
         )
 

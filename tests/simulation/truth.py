@@ -13,6 +13,7 @@ from collections.abc import Iterable
 from functools import lru_cache
 from typing import Any
 
+from tests.simulation import rankings
 from tests.simulation.content import ALIAS, GROUPS, value_of, vector_of
 from tests.simulation.history import Attempt, History, Operation, Read
 from vecraft_data_model.messages import (
@@ -21,6 +22,7 @@ from vecraft_data_model.messages import (
     Delete,
     DropAlias,
     DropCollection,
+    Mutation,
     Put,
     SetAlias,
 )
@@ -170,8 +172,33 @@ class Truth:
                 for key in checked:
                     if self._changed(key, txn.snapshot, ts):
                         self._history.problem(f"{what} on {key} by {attempt.txn_id}, {txn.snapshot} to {ts}")
+        some = next(iter(attempt.parts.values()))
+        if some.snapshot is not None:
+            self._check_names(attempt, some.mutations, some.snapshot, ts)
         if attempt.operation.matched is not None:
             self._check_deletion(attempt, *attempt.operation.matched, ts)
+
+    def _check_names(self, attempt: Attempt, steps: list[Mutation], snapshot: int, ts: int) -> None:
+        """With a snapshot, a change of the catalog is a write to what its name meant."""
+        for step in steps:
+            hidden: str | None = None
+            match step:
+                case CreateCollection(schema=schema):
+                    times = [moment for span in self._spans[schema.name] for moment in span[:2]]
+                case DropCollection(name=name):
+                    times = [moment for span in self._spans[name] for moment in span[:2]]
+                    hidden = self.resolve(name, ts - 1)
+                case SetAlias() | DropAlias():
+                    times = [moment for moment, _ in self._aliases]
+                    hidden = self.resolve(ALIAS, ts - 1)
+                    hidden = None if hidden == self.resolve(ALIAS, ts) else hidden
+                case _:
+                    continue
+            if any(snapshot < moment < ts for moment in times):
+                self._history.problem(f"{attempt.txn_id} missed a change of the name in {step}, {snapshot} to {ts}")
+            for record_id in self._ids[hidden] if hidden is not None else ():
+                if self._changed((hidden, record_id), snapshot, ts):
+                    self._history.problem(f"{attempt.txn_id} hid {record_id}, written after {snapshot}, by {step}")
 
     def _check_deletion(self, attempt: Attempt, name: str, group: int, ts: int) -> None:
         """A deletion by filter is handed what matched at one snapshot, in the collection that was meant then."""
@@ -256,6 +283,9 @@ class Truth:
         if read.kind == "near":
             self._check_near(read)
             return
+        if read.kind in ("grouped", "text"):
+            self._check_ranked(read)
+            return
         wanted: Any
         found: Any
         if read.kind == "get":
@@ -288,6 +318,26 @@ class Truth:
                 f"{read.kind} of {read.collection} {read.arguments} at {read.snapshot}, {read.consistency}, "
                 f"operation {read.operation.serial}: saw {shown(found)} instead of {shown(wanted)}"
             )
+
+    def _check_ranked(self, read: Read) -> None:
+        """A search by text, or one that groups: the same records in the same order."""
+        (query,), options, group = read.arguments
+        records = self.records(read.collection, read.snapshot, group)
+        hits = read.result.hits[0]
+        if read.kind == "grouped":
+            ranked = rankings.grouped(records, query, options.group_by, options.k, options.group_size)
+        else:
+            everything = self.records(read.collection, read.snapshot)
+            ranked = rankings.by_text(everything, records, options.text.words)
+            if query:
+                fused = rankings.fused(rankings.distances(records, query), ranked)
+                ranked = [(0.0, record_id) for record_id in fused]
+            ranked = ranked[: options.k]
+        self._compare(
+            read,
+            [(record_id, records[record_id]) for _, record_id in ranked],
+            list(zip(hits.ids, hits.payloads, strict=True)),
+        )
 
     def _check_near(self, read: Read) -> None:
         """An answer of the graph: what it holds is right, in order, and enough; the nearest may be missed."""
