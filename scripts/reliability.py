@@ -54,6 +54,17 @@ def simulator(runs: list[dict[str, Any]]) -> str:
     return table(head, rows)
 
 
+def speed(runs: list[dict[str, Any]]) -> str:
+    """Seeds and events per second of the processor, by day."""
+    lines = []
+    for day in sorted({run["date"] for run in runs}):
+        of_day = [run for run in runs if run["date"] == day]
+        spent = sum(run["cpu_seconds"] for run in of_day)
+        seeds, events = (sum(run[name] for run in of_day) / spent for name in ("seeds", "events"))
+        lines.append(f"{day}: {seeds:.1f} seeds and {events:,.0f} events per second of one core.")
+    return " ".join(lines) or "Nothing is recorded."
+
+
 def mutants(hunts: list[dict[str, Any]]) -> str:
     """The last hunt of each planted bug."""
     if not hunts:
@@ -65,6 +76,7 @@ def mutants(hunts: list[dict[str, Any]]) -> str:
             hunt["name"],
             hunt["rule"],
             "**missed** in " + number(hunt["seeds"]) if hunt["caught_after"] is None else number(hunt["caught_after"]),
+            number(hunt.get("simulated", hunt["caught_after"] or hunt["seeds"])),  # early hunts ran all of them
             hunt["check"],
             hunt["date"],
         ]
@@ -73,7 +85,7 @@ def mutants(hunts: list[dict[str, Any]]) -> str:
     within = sorted(hunt["caught_after"] for hunt in caught)
     middle = within[len(within) // 2] if within else 0
     return f"{len(caught)} of {len(last)} were caught, half of them within {middle} seeds.\n\n" + table(
-        ["planted bug", "the rule that it breaks", "seeds", "found by the check", "day"], rows
+        ["planted bug", "the rule that it breaks", "seeds", "of these run", "found by the check", "day"], rows
     )
 
 
@@ -104,10 +116,9 @@ def bugs(found: list[dict[str, Any]]) -> str:
 def render() -> str:
     """The whole page."""
     seeds = records("simulator")
-    spent = sum(run["cpu_seconds"] for run in seeds)
     return TEMPLATE.read_text().format(
         simulator=simulator(seeds),
-        speed=f"{sum(run['seeds'] for run in seeds) / spent:.1f}" if spent else "Unknown",
+        speed=speed(seeds),
         mutants=mutants(records("mutants")),
         runs=runs(records("processes"), records("damage"), records("blackbox")),
         bugs=bugs(records("bugs")),

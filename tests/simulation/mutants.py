@@ -12,6 +12,7 @@ import sys
 import time
 from dataclasses import dataclass
 
+from tests.simulation.log import Log
 from tests.simulation.mutants_all import MUTANTS
 from tests.simulation.mutations import Mutant
 from tests.simulation.run import HASH_SEED, simulate
@@ -45,20 +46,20 @@ def hunt(mutant: Mutant, seeds: int, first: int = 0) -> Hunt:
             continue
         simulated += 1
         with mutant.planted():
-            problems = outcome(seed)
+            problems = outcome(mutant, seed)
         if not problems:
             continue
-        if outcome(seed):
+        if outcome(mutant, seed):
             print(f"seed {seed} fails without any bug being planted", file=sys.stderr, flush=True)
         else:
             return Hunt(seed - first + 1, simulated, problems[0])
     return Hunt(None, simulated)
 
 
-def outcome(seed: int) -> list[str]:
-    """What is wrong with a seed."""
+def outcome(mutant: Mutant, seed: int) -> list[str]:
+    """What is wrong with a seed, as far as it can show this bug."""
     try:
-        return simulate(seed).problems
+        return Log(seed).run() if mutant.log_alone else simulate(seed).problems
     except Exception as error:  # the bug broke the harness itself, which counts
         return [f"the simulation broke: {type(error).__name__}: {error}"]
 

@@ -49,13 +49,15 @@ Patch = tuple[Any, str, Any]
 class Mutant:
     """A planted bug.
 
-    ``focus``: it shows in seeds that are about this, if anywhere (see ``swarm``); empty: in any.
+    ``focus``: it shows in seeds that are about this, if anywhere (see ``swarm``); empty: in any. ``log_alone``: it is
+    hunted with logs instead of whole clusters, which tear their log in the same place only once in very many seeds.
     """
 
     name: str
     rule: str
     patches: Callable[[], list[Patch]]
     focus: str = ""
+    log_alone: bool = False
 
     @contextlib.contextmanager
     def planted(self) -> Iterator[None]:
@@ -75,12 +77,14 @@ class Mutant:
 MUTANTS: dict[str, Mutant] = {}
 
 
-def mutant(rule: str, *, focus: str = "") -> Callable[[Callable[[], list[Patch]]], Callable[[], list[Patch]]]:
+def mutant(
+    rule: str, *, focus: str = "", log_alone: bool = False
+) -> Callable[[Callable[[], list[Patch]]], Callable[[], list[Patch]]]:
     """Enter a planted bug into the list, under the name of the function."""
 
     def enter(patches: Callable[[], list[Patch]]) -> Callable[[], list[Patch]]:
         name = patches.__name__.replace("_", "-")
-        MUTANTS[name] = Mutant(name, rule, patches, focus)
+        MUTANTS[name] = Mutant(name, rule, patches, focus, log_alone)
         return patches
 
     return enter

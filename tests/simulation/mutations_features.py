@@ -281,7 +281,7 @@ def last_frame_cut() -> list[Patch]:
     return [(FrameReader, "frames", frames), (LogReader, "check_mark", nothing)]
 
 
-@mutant("a torn end is cut off before anything is written after it", focus="relapses")
+@mutant("a torn end is cut off before anything is written after it", log_alone=True)
 def torn_end_left() -> list[Patch]:
     original = LogReader.repair
 

@@ -15,6 +15,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.simulation.log import Log
 from tests.simulation.mutants_all import MUTANTS
 from tests.simulation.mutations import Mutant
 
@@ -39,6 +40,10 @@ def test_nothing_goes_wrong_under_faults() -> None:
     assert skewed is not None
     if int(SEEDS) >= 60:
         assert int(skewed.group(1)) > 0, "write skew was never seen under snapshot isolation"
+
+
+def test_a_log_alone_survives_its_crashes() -> None:
+    assert [problem for seed in range(100) for problem in Log(seed).run()] == []
 
 
 def test_a_seed_replays_exactly() -> None:
