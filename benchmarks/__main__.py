@@ -23,7 +23,9 @@ from benchmarks.measure import Row
 from benchmarks.plots import draw
 
 RESULTS = Path("benchmarks/results")
-SECTIONS = ("search", "writes", "cluster", "filters", "growth", "sweep")
+SECTIONS = (
+    "search", "batches", "writes", "cluster", "filters", "counts", "texts", "groups", "recall", "growth", "sweep",
+)  # fmt: skip
 SLOWING = ("OPENBLAS_CORETYPE", "OPENBLAS_L2_SIZE")
 NOT_MEASURED: dict[str, str] = {}
 

@@ -29,11 +29,18 @@ def build_reference(data: WordNet, threads: int = 1) -> hnswlib.Index:
     return index
 
 
-def fill(client: VecraftClient, data: WordNet, collection: str = "wordnet") -> None:
+def fill(
+    client: VecraftClient, data: WordNet, collection: str = "wordnet", vector_type: str = "float32"
+) -> None:
     """Create a collection with everything in it, indexed."""
     client.create_collection(
         CollectionSchema(
-            name=collection, dim=data.vectors.shape[1], metric="cosine", M=M, ef_construction=EF_CONSTRUCTION
+            name=collection,
+            dim=data.vectors.shape[1],
+            vector_type=vector_type,
+            metric="cosine",
+            M=M,
+            ef_construction=EF_CONSTRUCTION,
         )
     )
     for start in range(0, len(data.ids), 1000):
