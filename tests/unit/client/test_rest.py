@@ -142,6 +142,16 @@ def test_a_closed_client_refuses_at_once() -> None:
     assert fake.requests == []
 
 
+def test_a_deadline_that_has_passed_is_told_as_one() -> None:
+    fake = Fake()
+    with pytest.raises(TimeoutException, match="before the request was sent"):
+        fake.run(fake.router.count("c", options=ReadOptions(deadline=0)))
+    with pytest.raises(TimeoutException, match="before the request was sent") as late:
+        fake.run(fake.router.commit([Delete("c", ["a"])], txn_id="mine", deadline=0))
+    assert late.value.details == {"txn_id": "mine", "outcome": "aborted"}
+    assert fake.requests == []
+
+
 def test_when_time_is_up_a_write_says_what_is_known() -> None:
     fake = Fake(*[httpx.ReadError("reset")] * 200)
     with pytest.raises(TimeoutException, match="unknown") as unknown:
