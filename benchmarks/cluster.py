@@ -76,12 +76,12 @@ def measure(data: WordNet, rounds: int) -> Iterator[Row]:
                 yield from _search_latency(client, by_calls, queries, two_calls, rounds)
             with VecraftClient(address="auto", cluster=name, timeout=60.0, via_router_actor=True) as remote:
                 yield _relayed_latency(remote, queries, lambda _: ray.get(relay.nothing.remote(question)), rounds)
-            searches, reference = _throughput(name, data, rounds)
+            searches, search_on = _throughput(name, data, rounds)
             yield searches
             yield _batches(client, data, rounds)
             yield _small_transactions(client, data, two_calls, rounds)
             _settle(client)
-            yield _mixed(name, data, rounds, reference)
+            yield _mixed(client, name, data, rounds, search_on)
 
 
 def _settle(client: VecraftClient, seconds: float = 60.0) -> None:
@@ -180,7 +180,7 @@ def _split_indexes(data: WordNet, depth: int) -> list[hnswlib.Index]:
 
 
 def _throughput(cluster: str, data: WordNet, rounds: int) -> tuple[Row, Callable[[], Sample]]:
-    """§3b: searches per second; the reference runs both halves at once, a thread each."""
+    """§3b: searches per second, and how they were measured; the reference runs both halves at once, a thread each."""
     with VecraftClient(address="auto", cluster=cluster, timeout=60.0) as client:
         depth = int(client.describe_collection("wordnet").ef)
     indexes = _split_indexes(data, depth)
@@ -200,11 +200,11 @@ def _throughput(cluster: str, data: WordNet, rounds: int) -> tuple[Row, Callable
         return _loaded(cluster, lambda client, number: client.search("wordnet", queries[number % len(queries)]))[0]
 
     row = Row("3b", f"searches with {IN_FLIGHT} in flight, 2 shards", "searches/s", "high", 0.6, extra={"ef": depth})
-    return alternate(row, rounds, ours, reference), reference
+    return alternate(row, rounds, ours, reference), ours
 
 
-def _mixed(cluster: str, data: WordNet, rounds: int, reference: Callable[[], Sample]) -> Row:
-    """§3e: 90% searches, 10% durable upserts; the reference is that of 3b."""
+def _mixed(client: VecraftClient, cluster: str, data: WordNet, rounds: int, searches: Callable[[], Sample]) -> Row:
+    """§3e: 90% searches, 10% durable upserts, against searches alone: ours of 3b, measured again in turn."""
     queries = [QueryPacket(query_vector=query, k=K, include=()) for query in data.queries]
     tails: list[float] = []
 
@@ -218,11 +218,12 @@ def _mixed(cluster: str, data: WordNet, rounds: int, reference: Callable[[], Sam
     def ours() -> Sample:
         sample, walls = _loaded(cluster, act)
         tails.append(float(np.quantile(walls, 0.99) / np.quantile(walls, 0.5)))
+        client.checkpoint(compact=True, index=True, timeout=600)  # what was written must not slow the other side down
         return sample
 
-    row = Row("3e", f"{IN_FLIGHT} in flight, 90% searches, 10% durable upserts", "operations/s", "high", None)
-    alternate(row, rounds, ours, reference)
-    row.extra = {"p99_over_p50": statistics.median(tails), "p99_over_p50_at_most": 5.0, "bar": "0.5 x row 3b"}
+    row = Row("3e", f"{IN_FLIGHT} in flight, 90% searches, 10% durable upserts", "operations/s", "high", 0.5)
+    alternate(row, rounds, ours, searches)
+    row.extra = {"p99_over_p50": statistics.median(tails), "p99_over_p50_at_most": 5.0, "reference": "3b, ours"}
     return row
 
 
