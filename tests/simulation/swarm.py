@@ -192,13 +192,13 @@ def _focused(drawn: Swarm, rng: random.Random) -> dict[str, Any]:
             }  # fmt: skip
         case "history":
             return _QUICK | {
-                "weights": mainly(past=3, pin=2, blind=3, get=1, scan=1, append=0.5, catalog=0.5), "history": 0.3,
-                "compact_rows": 4, "think": 0.02, "length": 1.5, "crashes": drawn.crashes,
+                "weights": mainly(past=3, pin=2, blind=3, get=1, scan=1, skew=4, catalog=0.5), "history": 0.3,
+                "compact_rows": 4, "think": 0.02, "length": 1.5, "keys": 4, "crashes": drawn.crashes,
             }  # fmt: skip
         case _:
             # The end of the log is torn, and again before much was written after it.
             return _QUICK | {
-                "weights": mainly(blind=3, append=2, transfer=3, get=1, witness=pick((0, 1)), skew=1),
+                "weights": mainly(blind=3, append=2, transfer=3, get=1, witness=pick((0, 1)), skew=2),
                 "relapses": pick((0.5, 0.8)), "crashes": 0.15, "power": pick((0.5, 0.9)), "shards": pick((2, 3)),
-                "slow_links": pick((0.0, 0.3)), "length": 2.0,
+                "slow_links": pick((0.0, 0.3)), "length": 2.0, "keys": pick((4, 16)),
             }  # fmt: skip
