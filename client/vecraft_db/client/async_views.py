@@ -85,7 +85,7 @@ class _Reads:
         *,
         timeout: float | None = None,
     ) -> AsyncScan:
-        """Iterate over records in id order."""
+        """Iterate over records in id order. ``cursor`` must come from a scan at the same moment, so of this view."""
         pager = ScanPager(
             self._router,
             self._engine.tokens,
@@ -129,6 +129,8 @@ class AsyncTransaction(_Reads, AbstractAsyncContextManager["AsyncTransaction"]):
     """Reads at one snapshot that also see what is changed here, and changes that are committed all at once.
 
     Changes are records written and deleted, and collections and aliases made, altered and dropped.
+    The snapshot is not pinned: once its history is reclaimed (after ``history_retention_s``), reads and the commit fail
+    with ``SnapshotTooOldError``.
 
     Attributes:
         result: The commit's id, timestamp and count; None until it is committed.
