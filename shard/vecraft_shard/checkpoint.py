@@ -72,14 +72,18 @@ class Checkpointer:
         self._not_before_ms = 0
 
     def is_due(self, now_ms: int) -> bool:
-        """Whether the log has grown enough, or is old enough."""
+        """Whether the log has grown enough, or is old enough, or a graph has grown that long since."""
         state = self._state
         if now_ms < self._not_before_ms:
             return False
         if state.wal.size_bytes >= state.config.checkpoint_wal_bytes:
             return True
-        written = state.wal.next_lsn - 1 > self.last_lsn and state.wrote_at_ms > state.checkpoint_ms
-        return written and now_ms - state.checkpoint_ms >= state.config.checkpoint_interval_s * 1000
+        if now_ms - state.checkpoint_ms < state.config.checkpoint_interval_s * 1000:
+            return False
+        if state.wal.next_lsn - 1 > self.last_lsn and state.wrote_at_ms > state.checkpoint_ms:
+            return True
+        # Indexing goes on long after the last write: a crash must not cost all of it.
+        return any(self._outgrown(collection) for collection in state.collections.values())
 
     def run(self, now_ms: int, *, final: bool = False) -> None:
         """Make a checkpoint. ``final``: also save graphs that have grown little, for a quick start.
@@ -221,11 +225,15 @@ class Checkpointer:
             locations.save_postings(collection.ordinal, part.first_row, segment)
             collection.documents.index_text(part.first_row, documents)
 
-    def _save_graph(self, collection: Collection, *, final: bool) -> None:
-        """Save the graph if it has grown enough since it was last saved. Only this thread adds to graphs."""
+    def _outgrown(self, collection: Collection, *, final: bool = False) -> bool:
+        """Whether the graph is worth saving again, or at all; ``final``: whatever it has grown by."""
         saved = collection.hnsw_saved[1] if collection.hnsw_saved else 0
         grown = collection.indexed > (saved if final else saved * _GRAPH_GROWTH)
-        if not grown or not self._state.disk.durable:
+        return grown and self._state.disk.durable and self._state.disk.path(collection.folder) is not None
+
+    def _save_graph(self, collection: Collection, *, final: bool) -> None:
+        """Save the graph if it has grown enough since it was last saved. Only this thread adds to graphs."""
+        if not self._outgrown(collection, final=final):
             return
         name = f"hnsw.{collection.generation}.{collection.indexed}"
         fresh = f"{collection.folder}/{name}.new"

@@ -16,7 +16,7 @@ class ShardConfig:
     Attributes:
         durability: ``fsync``: an answered write survives a power cut. ``os``: it survives the process, not the machine.
         checkpoint_wal_bytes: A checkpoint begins when the log has grown by this much.
-        checkpoint_interval_s: … or when there was a write and the last checkpoint is this old.
+        checkpoint_interval_s: … or when there was a write, or a graph grew by a fifth, and the last one is this old.
         history_retention_s: How long replaced and deleted versions stay readable by ``as_of``.
         txn_retention_s: How long outcomes are kept, so that a retry with the same id is answered and not repeated.
         resolve_after_ms: How long a prepared transaction waits before its participant asks the primary.

@@ -419,6 +419,21 @@ class TestIndexing:
         assert tail(bench) == 100
         assert bench.search(vector_of("r7"), k=10) == expected
 
+    def test_a_graph_that_grew_long_after_the_last_write_survives_a_crash(self, bench: Bench) -> None:
+        bench.commit(put(*[f"r{i}" for i in range(300)]))
+        bench.ask(Checkpoint())
+        assert tail(bench) == 300, "the last write is in a checkpoint, its row not yet in the graph"
+        while bench.shard.maintain(bench.now_ms, 20):
+            pass
+        bench.pass_time(61_000)
+        bench.shard.maintain(bench.now_ms, 20)
+        (graph,) = bench.folder.glob("*/hnsw.*")
+        bench.crash()
+        assert tail(bench) == 0
+        bench.pass_time(61_000)
+        bench.shard.maintain(bench.now_ms, 20)
+        assert list(bench.folder.glob("*/hnsw.*")) == [graph], "and it is not saved again for nothing"
+
     def test_the_search_depth_can_be_set_and_given_back(self, bench: Bench) -> None:
         bench.ask(SetEf("c", 17))
         reply = bench.ask(Describe(collection="c"))
