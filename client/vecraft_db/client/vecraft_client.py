@@ -227,7 +227,7 @@ class VecraftClient(AbstractContextManager["VecraftClient"]):
         txn_id: str | None = None,
         timeout: float | None = None,
     ) -> CommitResult:
-        """Delete by id, or exactly what matches a filter at one snapshot; all or none; conflicts are retried."""
+        """Delete by id, or exactly what matches a filter at one snapshot and still at the commit; all or none."""
         options = ReadOptions(deadline=self._engine.router.deadline(check_timeout(timeout)))
         return self._run(
             self._operations.delete_many(collection, ids, where, where_document, expect, txn_id, options)
