@@ -80,7 +80,8 @@ class Client(WritingClient):
 
     def _do_skew(self) -> Script:
         """Read two lists, append to one: two of these make a write skew."""
-        keys = self._keys(2)
+        first = [f"k{number}" for number in range(min(4, self._world.swarm.keys))]
+        keys = self._world.rng.sample(first, 2)
         yield from self._append(self._operation("append"), keys, keys[:1])
 
     def _append(self, operation: Operation, keys: list[str], written: Sequence[str]) -> Script:
