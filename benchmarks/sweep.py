@@ -40,10 +40,14 @@ class Point:
     pace: list[Sample]
 
     @property
-    def per_second(self) -> float:
-        """Searches per second on a machine that was as busy as it was on the median: by the pace of the reference."""
-        shares = [own.figure / beside.figure for own, beside in zip(self.rates, self.pace, strict=True)]
-        return statistics.median(shares) * statistics.median(beside.figure for beside in self.pace)
+    def share(self) -> float:
+        """The rate in units of the reference's in the same rounds: what disturbs one disturbs the other."""
+        return statistics.median(own.figure / beside.figure for own, beside in zip(self.rates, self.pace, strict=True))
+
+    @property
+    def cpu_share(self) -> float:
+        """CPU per search in units of the reference's: steadier still, but the threads of a library count together."""
+        return statistics.median(own.cpu / beside.cpu for own, beside in zip(self.rates, self.pace, strict=True))
 
 
 def measure(data: WordNet, rounds: int) -> Iterator[Row]:
@@ -65,13 +69,13 @@ def measure(data: WordNet, rounds: int) -> Iterator[Row]:
         point = _at_recall(curve)
         row = Row(f"sweep·{name}", f"at recall {point.recall:.3f}, depth {point.depth}", "queries/s", "high", None)
         row.ours, row.reference = point.rates, point.pace
-        row.extra = {"curve": [[each.depth, each.recall, each.per_second] for each in curve]}
+        row.extra = {"curve": [[each.depth, each.recall, each.share, each.cpu_share] for each in curve]}
         yield row
 
 
 def _at_recall(curve: list[Point]) -> Point:
     enough = [point for point in curve if point.recall >= RECALL_COMPARED]
-    return max(enough or curve, key=lambda point: point.per_second if enough else point.recall)
+    return enough[0] if enough else max(curve, key=lambda point: point.recall)
 
 
 def _curve(data: WordNet, contender: Curve, rounds: int, pace: Ask) -> Iterator[Point]:
