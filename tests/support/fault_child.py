@@ -1,10 +1,10 @@
 """A shard whose system calls fail, one in each life: what it answered, refused and lost.
 
-Run as ``python -m tests.support.fault_child FOLDER CALL WHEN FIRST COUNT ROUNDS`` under ``strace``, which is told to
-fail the call number ``WHEN`` of that kind in every process. Each life is a fork, so that all of them share one start:
-life ``n`` makes calls that do nothing, until its own call number ``n`` is the one to fail, and writes ``FOLDER/n.json``
-
-::
+Run as ``python -m tests.support.fault_child FOLDER CALL COUNT`` under ``strace``, which is told to fail the call number
+:data:`WHEN` of that kind in every process, and to say so in ``FOLDER/trace``. One life after another works undisturbed
+for a term. Before each term, a life is forked for each call of that kind in it: it goes on from a copy of the files,
+makes calls that do nothing until the one to fail is the ``WHEN``-th, works for that term, and concludes undisturbed. So
+after ``COUNT`` lives each of the first ``COUNT`` calls has failed once. A life writes ``FOLDER/<number>.json``::
 
     {"problems": [...], "acknowledged": how many writes, "refused": …, "unknown": …,
      "failed_reads": …, "failed_upkeep": …, "failed_opens": …}
