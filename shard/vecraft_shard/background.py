@@ -2,7 +2,8 @@
 
 Each kind of work goes in slices, so that one slow kind does not hold up the others: :meth:`Background.work` is called
 again and again with a budget. Indexing comes first, since the tail is what makes searches slower; a checkpoint is not
-sliced, but keeps writers out only for its cut.
+sliced, but keeps writers out only for its cut. Indexing and compaction do at least a slice each time: where writers
+never pause, or the machine is so busy that the budget is over before anything was done, neither must stand still.
 
 Background work and an explicit checkpoint may come from two threads; they take turns here. Requests go on meanwhile.
 """
@@ -112,18 +113,19 @@ class Background:
         return self._state.config.index_slice_ms * (_WRITING_SHARE if writing else 1.0)
 
     def _index(self, deadline: float, slice_ms: float) -> bool:
-        state, more = self._state, False
+        state, more, begun = self._state, False, False
         min_rows = state.config.index_min_rows
         current = {entry.collection_id for entry in state.catalog.current()}
         for collection in list(state.collections.values()):
             if collection.collection_id not in current:
                 continue  # dropped: still readable in the past, but not worth a graph
             while collection.tail_rows and (collection.indexed or collection.versions.rows >= min_rows):
-                if self._stopwatch() >= deadline:
+                if begun and self._stopwatch() >= deadline:
                     more = True
                     break
                 with state.latch.exclusive():
                     collection.index_slice(slice_ms, self._stopwatch)
+                begun = True
         return more
 
     def _compact(self, now_ms: int, deadline: float) -> bool:
@@ -135,7 +137,7 @@ class Background:
             if worthy is None:
                 return False
             self._compaction = compact(state, worthy, now_ms)
-        while self._compaction is not None and state.room.full is None and self._stopwatch() < deadline:
+        while self._compaction is not None and state.room.full is None:
             try:
                 self._advance_compaction(self._compaction, now_ms)
             except ChecksumValidationFailureError as error:
@@ -144,6 +146,8 @@ class Background:
             except StorageFullError as error:
                 logger.error("shard %d has no room to compact a collection: %s", state.shard_id, error.message)
                 self._compact_from_ms = now_ms + RETRY_COMPACTION_MS
+            if self._stopwatch() >= deadline:
+                break
         return self._compaction is not None
 
     def _advance_compaction(self, compaction: Iterator[None], now_ms: int) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from pathlib import Path
 from typing import Any
 
@@ -47,6 +48,8 @@ from vecraft_data_model.messages import (
     Status,
     StatusReply,
 )
+from vecraft_shard.disk import OsDisk
+from vecraft_shard.engine import Shard
 
 
 @pytest.fixture
@@ -433,6 +436,24 @@ class TestIndexing:
         bench.pass_time(61_000)
         bench.shard.maintain(bench.now_ms, 20)
         assert list(bench.folder.glob("*/hnsw.*")) == [graph], "and it is not saved again for nothing"
+
+    def test_background_work_gets_on_where_time_is_always_up(self, tmp_path: Path) -> None:
+        bench = Bench(tmp_path / "busy", index_min_rows=10, compact_min_rows=10, history_retention_s=0)
+        bench.shard.abandon()
+        seconds = itertools.count()
+        bench.shard = Shard.open(
+            OsDisk(bench.folder), 0, bench.now_ms, bench.config, stopwatch=lambda: float(next(seconds))
+        )
+        bench.commit(create())
+        for value in (1, 2):
+            bench.commit(put(*[f"r{i}" for i in range(300)], value=value))
+        for _ in range(700):
+            bench.pass_time(100)
+            bench.shard.maintain(bench.now_ms, 20)
+        reply = bench.ask(Describe(collection="c"))
+        assert isinstance(reply, DescribeReply)
+        assert (reply.dead_rows, reply.tail_rows, reply.indexed_rows) == (0, 0, 300)
+        bench.shard.abandon()
 
     def test_the_search_depth_can_be_set_and_given_back(self, bench: Bench) -> None:
         bench.ask(SetEf("c", 17))
