@@ -301,5 +301,7 @@ class Simulation:
                 if simulated.shard is None:
                     world.history.problem(f"{simulated.name} does not come back")
                     break
+                if world.damaged and simulated.shard._state.prepared:
+                    break  # it waits for the decision of one that damage has stopped for good
                 owned = [name for name in names if owners.shard_of(name) == simulated.number]
                 truth.check_shard(simulated.shard, owned)
