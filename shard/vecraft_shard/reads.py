@@ -182,8 +182,6 @@ class Reader:
             return self._search_groups(collection, request, view)
         if collection.integrity.vectors:
             collection.integrity.refuse_vectors(snapshot)
-        if collection.integrity.payloads and options.where_document is not None:
-            collection.integrity.refuse_texts(snapshot)
         collection.depth.sample.offer(request.queries)
         threads = self._state.config.search_threads if len(request.queries) >= _QUERIES_WORTH_THREADS else 1
         explain = None
@@ -191,6 +189,8 @@ class Reader:
             found, explain = explain_search(view, request, threads, self._costs)
         else:
             found = run_search(view, request, threads, self._costs)
+        if collection.integrity.payloads and options.where_document is not None:  # met by now, if not before
+            collection.integrity.refuse_texts(snapshot)
         return SearchReply(snapshot, [_hits(collection, line, options) for line in found], explain)
 
     def _search_texts(self, collection: Collection, request: Search, view: CollectionView) -> SearchReply:
@@ -221,11 +221,11 @@ class Reader:
         """Search for the nearest of each group."""
         if collection.integrity.vectors:
             collection.integrity.refuse_vectors(view.snapshot)
-        if collection.integrity.payloads and request.options.where_document is not None:
-            collection.integrity.refuse_texts(view.snapshot)
         found, explain = search_groups(
             view, request, lambda rows: metadata_of(collection.rows_of(rows).payloads or []), self._costs
         )
+        if collection.integrity.payloads and request.options.where_document is not None:
+            collection.integrity.refuse_texts(view.snapshot)
         hits = [
             msgspec.structs.replace(_hits(collection, line, request.options), groups=groups) for line, groups in found
         ]

@@ -146,6 +146,14 @@ def test_a_damaged_text_refuses_full_text_until_it_is_deleted(bench: Bench) -> N
     assert bench.scan() == sorted(set(IDS) - {"r3"})
 
 
+@pytest.mark.parametrize("options", [{}, {"group_by": "v"}], ids=["plain", "grouped"])
+def test_a_search_that_is_the_first_to_look_at_a_damaged_text_is_refused(bench: Bench, options: dict[str, Any]) -> None:
+    """Seed 4301 of the simulator: the damage was met while the condition was evaluated, and nobody asked afterwards."""
+    while_closed(bench, flip_text("r3"))
+    condition = parse_where_document({"$contains": "text"})
+    assert refusal(bench, search(where_document=condition, **options)) == "r3"
+
+
 def test_a_dead_record_may_be_damaged(bench: Bench) -> None:
     bench.commit(put("r2", value=1))
     bench.commit(delete("r5"))
