@@ -88,6 +88,10 @@ def compact(state: ShardState, collection: Collection, now_ms: int) -> Iterator[
     state.shadows.append(target)
     try:
         yield from _fill(state, collection, target, kept, copied)
+    except GeneratorExit:
+        # The shard was given up, perhaps long ago: files of these names may be another owner's by now, and in use. What
+        # is left of this generation is in nobody's way.
+        raise
     except BaseException as error:
         collection.uncompactable = isinstance(error, ChecksumValidationFailureError)
         if target in state.shadows:

@@ -393,6 +393,8 @@ class Shard:
         self._state.wal.close()
         for collection in self._state.collections.values():
             collection.close(keep_room=not self._clean)
+        for unused in (*self._state.shadows, *self._state.retired):
+            unused.close(keep_room=True)
         self._state.locations.close()
         self._state.room.close()
 
