@@ -133,7 +133,7 @@ class Background:
         if state.room.full is not None or now_ms < self._compact_from_ms:
             return False
         if self._compaction is None:
-            worthy = next((c for c in state.collections.values() if worth_compacting(state, c, now_ms)), None)
+            worthy = next((c for c in list(state.collections.values()) if worth_compacting(state, c, now_ms)), None)
             if worthy is None:
                 return False
             self._compaction = compact(state, worthy, now_ms)

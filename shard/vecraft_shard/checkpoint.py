@@ -83,7 +83,7 @@ class Checkpointer:
         if state.wal.next_lsn - 1 > self.last_lsn and state.wrote_at_ms > state.checkpoint_ms:
             return True
         # Indexing goes on long after the last write: a crash must not cost all of it.
-        return any(self._outgrown(collection) for collection in state.collections.values())
+        return any(self._outgrown(collection) for collection in list(state.collections.values()))
 
     def run(self, now_ms: int, *, final: bool = False) -> None:
         """Make a checkpoint. ``final``: also save graphs that have grown little, for a quick start.

@@ -48,6 +48,8 @@ from vecraft_data_model.messages import (
     Status,
     StatusReply,
 )
+from vecraft_shard import background
+from vecraft_shard.checkpoint import Checkpointer
 from vecraft_shard.disk import OsDisk
 from vecraft_shard.engine import Shard
 
@@ -421,6 +423,25 @@ class TestIndexing:
         bench.shard = bench._open()
         assert tail(bench) == 100
         assert bench.search(vector_of("r7"), k=10) == expected
+
+    @pytest.mark.parametrize("looks", [(Checkpointer, "_outgrown"), (background, "worth_compacting")])
+    def test_collections_come_while_maintenance_looks_at_them(
+        self, bench: Bench, monkeypatch: pytest.MonkeyPatch, looks: tuple[Any, str]
+    ) -> None:
+        owner, name = looks
+        look = getattr(owner, name)
+        fresh = (f"fresh{number}" for number in itertools.count())
+
+        def beside_a_writer(*arguments: Any, **named: Any) -> Any:
+            assert isinstance(bench.commit(create(name=next(fresh))), Committed)
+            return look(*arguments, **named)
+
+        bench.pass_time(61_000)
+        bench.ask(Checkpoint())
+        bench.pass_time(61_000)
+        monkeypatch.setattr(owner, name, beside_a_writer)
+        bench.shard.maintain(bench.now_ms, 20)
+        assert next(fresh) != "fresh0", "maintenance has looked"
 
     def test_a_graph_that_grew_long_after_the_last_write_survives_a_crash(self, bench: Bench) -> None:
         bench.commit(put(*[f"r{i}" for i in range(300)]))
