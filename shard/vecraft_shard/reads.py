@@ -164,10 +164,11 @@ class Reader:
             case Describe():
                 return self._describe(collection, entry.schema, snapshot)
             case CountWords():
-                if collection.integrity.payloads:
-                    collection.integrity.refuse_texts(snapshot)
                 view = CollectionView(collection, snapshot, self.ef_of(collection))
-                return WordsReply(snapshot, count_words(collection.documents.words, view, request.words))
+                statistics = count_words(collection.documents.words, view, request.words)
+                if collection.integrity.payloads:  # met by now, if not before; likewise below
+                    collection.integrity.refuse_texts(snapshot)
+                return WordsReply(snapshot, statistics)
         raise InvalidDataException(f"a shard does not answer {type(request).__name__}")
 
     def _search(self, collection: Collection, request: Search, snapshot: int) -> SearchReply:
@@ -189,7 +190,7 @@ class Reader:
             found, explain = explain_search(view, request, threads, self._costs)
         else:
             found = run_search(view, request, threads, self._costs)
-        if collection.integrity.payloads and options.where_document is not None:  # met by now, if not before
+        if collection.integrity.payloads and options.where_document is not None:
             collection.integrity.refuse_texts(snapshot)
         return SearchReply(snapshot, [_hits(collection, line, options) for line in found], explain)
 
@@ -204,8 +205,6 @@ class Reader:
             _check_queries(request.queries, collection.schema)
             if collection.integrity.vectors:
                 collection.integrity.refuse_vectors(view.snapshot)
-        if collection.integrity.payloads:
-            collection.integrity.refuse_texts(view.snapshot)
         ranked = score_texts(collection.documents.words, view, text)
         best, matching = best_texts(view, request, ranked.scores)
         explain = {"plan": "text", "texts": ranked.statistics.documents, "texts_found": matching}
@@ -214,6 +213,8 @@ class Reader:
             collection.depth.sample.offer(request.queries)
             near, how = explain_search(view, request, costs=self._costs)
             found, explain = [*near, best], {**explain, **how}
+        if collection.integrity.payloads:
+            collection.integrity.refuse_texts(view.snapshot)
         hits = [_hits(collection, line, options, ranked.scores) for line in found]
         return SearchReply(view.snapshot, hits, explain if options.explain else None, ranked.statistics)
 

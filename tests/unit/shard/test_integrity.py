@@ -27,6 +27,7 @@ from vecraft_data_model.messages import (
     Status,
 )
 from vecraft_data_model.search_options import SearchOptions
+from vecraft_data_model.text_ranking import TextQuery
 from vecraft_shard import integrity
 from vecraft_shard.store import HEADER_BYTES
 
@@ -146,7 +147,11 @@ def test_a_damaged_text_refuses_full_text_until_it_is_deleted(bench: Bench) -> N
     assert bench.scan() == sorted(set(IDS) - {"r3"})
 
 
-@pytest.mark.parametrize("options", [{}, {"group_by": "v"}], ids=["plain", "grouped"])
+@pytest.mark.parametrize(
+    "options",
+    [{}, {"group_by": "v"}, {"text": TextQuery(("nowhere",))}],
+    ids=["plain", "grouped", "hybrid"],
+)
 def test_a_search_that_is_the_first_to_look_at_a_damaged_text_is_refused(bench: Bench, options: dict[str, Any]) -> None:
     """Seed 4301 of the simulator: the damage was met while the condition was evaluated, and nobody asked afterwards."""
     while_closed(bench, flip_text("r3"))
