@@ -6,19 +6,20 @@ The answer is the one that a search after the commit would give, if nobody else 
   records are compared exactly.
 * Texts are ranked by the statistics of the documents as this transaction sees them: the shards' without the documents
   that were replaced or deleted here, and with those that were written.
-* In a search that groups, a group one of whose records was replaced or deleted here is searched again by itself.
+* In a search that groups, a group one of whose records was replaced or deleted here is searched again by itself. So is
+  one that own records bring near, for its other members, which the shards did not name.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import msgspec
 import numpy as np
 
 from vecraft_data_model.distances import exact_distances
-from vecraft_data_model.filters import And, Eq, Filter, values_at
+from vecraft_data_model.filters import And, Eq, Filter, Key, values_at
 from vecraft_data_model.messages import Float32Array, Hits
 from vecraft_data_model.payload import documents_of, metadata_of
 from vecraft_data_model.search_options import SearchOptions
@@ -59,9 +60,7 @@ def search_buffered(
             (own,) = buffer.nearest(query, wanted)
             hits.append(merge_hits([_without(theirs, buffer), own], wanted.k))
         else:
-            theirs = yield from _regrouped(router, buffer, query, wanted, wanted.group_by, at, theirs)
-            own = _own_groups(buffer, query, wanted, wanted.group_by)
-            hits.append(merge_groups([theirs, own], wanted.k, wanted.group_size))
+            hits.append((yield from _with_own_groups(router, buffer, query, wanted, wanted.group_by, at, theirs)))
     return msgspec.structs.replace(found, hits=hits)
 
 
@@ -153,7 +152,7 @@ def _measured(buffer: WriteBuffer, queries: Float32Array, wanted: SearchOptions)
 # ------------------------------------------------------------------------------------------------------ groups
 
 
-def _regrouped(
+def _with_own_groups(
     router: Router,
     buffer: WriteBuffer,
     query: Float32Array,
@@ -162,21 +161,46 @@ def _regrouped(
     at: ReadOptions,
     theirs: Hits,
 ) -> Flow[Hits]:
-    """Return the nearest of each group that were not replaced or deleted here."""
+    """Return the nearest groups of the shards' records, without those replaced or deleted here, and of own ones."""
+    named = set(group_keys(theirs))
     touched = {
         key: value
         for record_id, key, value in zip(theirs.ids, group_keys(theirs), theirs.groups or (), strict=True)
         if record_id in buffer
     }
-    parts = [only_groups(theirs, set(group_keys(theirs)) - touched.keys())]
-    for key, value in touched.items():
+    parts = [only_groups(theirs, named - touched.keys()), _own_groups(buffer, query, wanted, field)]
+    parts += yield from _members_of(router, buffer, query, wanted, field, at, touched)
+    merged = merge_groups(parts, wanted.k, wanted.group_size)
+    if wanted.group_size == 1:
+        return merged
+    brought = {
+        key: value
+        for key, value in zip(group_keys(merged), merged.groups or (), strict=True)
+        if key not in named
+    }
+    others = yield from _members_of(router, buffer, query, wanted, field, at, brought)
+    return merge_groups([merged, *others], wanted.k, wanted.group_size)
+
+
+def _members_of(
+    router: Router,
+    buffer: WriteBuffer,
+    query: Float32Array,
+    wanted: SearchOptions,
+    field: str,
+    at: ReadOptions,
+    groups: Mapping[Key, Any],
+) -> Flow[list[Hits]]:
+    """Return the shards' nearest records of each of these groups (by key: the value), without those written here."""
+    parts = []
+    for key, value in groups.items():
         of_group: Filter = Eq(field, key)
         where = of_group if wanted.where is None else And((wanted.where, of_group))
         members = msgspec.structs.replace(wanted, where=where, group_by=None, group_size=1, k=wanted.group_size)
         found = yield from _search_shards(router, buffer, query, members, at)
         others = _without(found.hits[0], buffer)
         parts.append(msgspec.structs.replace(others, groups=[value] * len(others.ids)))
-    return merge_groups(parts, sum(len(part.ids) for part in parts), wanted.group_size)
+    return parts
 
 
 def _own_groups(buffer: WriteBuffer, query: Float32Array, wanted: SearchOptions, field: str) -> Hits:

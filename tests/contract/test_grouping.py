@@ -228,6 +228,27 @@ def test_a_transaction_groups_what_it_sees(client: VecraftClient, grouped: tuple
     assert client.search(collection, packet) == inside
 
 
+def test_an_own_record_brings_the_rest_of_its_group_near(
+    client: VecraftClient, make: Callable[..., str]
+) -> None:
+    collection = make(dim=DIM)
+    model: dict[str, Record] = {f"near{i}": ([i / 100] * DIM, {"group": i, "n": 0}) for i in range(30)}
+    model |= {f"far{i}": ([50.0 + i] * DIM, {"group": "far", "n": i % 2}) for i in range(6)}
+    write(client, collection, model)
+    query = [-0.1] * DIM
+    with client.transaction() as tx:
+        own: dict[str, Record] = {"own": ([-0.1] * DIM, {"group": "far", "n": 1})}
+        tx.upsert(collection, [DataPacket(i, vector, metadata) for i, (vector, metadata) in own.items()])
+        tx.delete(collection, "far1")
+        now = {i: record for i, record in (model | own).items() if i != "far1"}
+        for k, size in ((1, 2), (2, 5), (3, 9)):
+            packet = QueryPacket(query, k, exact=True, group_by="group", group_size=size)
+            assert ids(tx.search(collection, packet)) == expected(now, query, k, size=size)
+        odd = QueryPacket(query, 2, where={"n": 1}, exact=True, group_by="group", group_size=3)
+        wanted = expected(now, query, 2, keep=lambda metadata: metadata["n"] == 1, size=3)
+        assert ids(tx.search(collection, odd)) == wanted
+
+
 @pytest.mark.parametrize("group_by", ["", 3, ["group"], "x" * 5000])
 def test_refuses_what_is_no_field(client: VecraftClient, guarded: str, group_by: Any) -> None:
     with pytest.raises(InvalidDataException, match="group_by must be"):
