@@ -227,7 +227,7 @@ def deletion_not_validated() -> list[Patch]:
     return [(Admission, "_still_matching", lambda self, collection_id, ids, matched: (ids, []))]
 
 
-@mutant("what a deletion by filter passes over stays as it is until it is decided")
+@mutant("what a deletion by filter passes over stays as it is until it is decided", focus="deletions")
 def passed_over_not_locked() -> list[Patch]:
     original = Admission._still_matching
 
@@ -237,7 +237,7 @@ def passed_over_not_locked() -> list[Patch]:
     return [(Admission, "_still_matching", still_matching)]
 
 
-@mutant("all shards delete what one snapshot found")
+@mutant("all shards delete what one snapshot found", focus="deletions")
 def snapshots_mixed() -> list[Patch]:
     return [(vecraft_shard.participant, "check_same_part", nothing)]
 

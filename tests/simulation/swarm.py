@@ -15,7 +15,7 @@ SPECIAL = ("witness", "claim", "near", "catalog", "pin", "delete_where", "reuse"
 """What clients do in some configurations only."""
 
 FOCUSES = ("names", "damage", "graphs", "history", "relapses")
-"""What a seed may be about: it then has much of that, and little of what would hide it."""
+"""What a seed may be about: it then has much of that, and little of what would hide it. And see ``deletions``."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,7 +23,7 @@ class Swarm:
     """The configuration of one seed. Times are seconds unless the name says otherwise."""
 
     focus: str
-    """One of :data:`FOCUSES`; empty: everything as it was drawn."""
+    """One of :data:`FOCUSES`, or ``deletions``; empty: everything as it was drawn."""
     shards: int
     routers: int
     clients: int
@@ -104,6 +104,7 @@ class Swarm:
         weights |= {kind: pick((0.0, 0.0, 0.0, 1.0, 3.0)) for kind in SPECIAL}
         weights["catalog"] *= 0.5
         weights["alias"] += 0.3 * weights["delete_where"]  # which may go by an alias
+        weights["waver"] = 0.0
         calm = rng.random() < 0.15
         drawn = cls(
             focus="" if calm else pick(("", "", "", *FOCUSES)),
@@ -152,6 +153,8 @@ class Swarm:
             index_slice_ms=pick((0.1, 5.0)),
             maintain_ms=pick((1.0, 20.0)),
         )
+        if not drawn.focus and not calm and rng.random() < 0.25:
+            drawn = replace(drawn, focus="deletions")
         return replace(drawn, **_focused(drawn, rng)) if drawn.focus else drawn
 
 
@@ -194,6 +197,15 @@ def _focused(drawn: Swarm, rng: random.Random) -> dict[str, Any]:
             return _QUICK | {
                 "weights": mainly(past=3, pin=2, blind=3, get=1, scan=1, skew=4, catalog=0.5), "history": 0.3,
                 "compact_rows": 4, "think": 0.02, "length": 1.5, "keys": 4, "crashes": drawn.crashes,
+            }  # fmt: skip
+        case "deletions":
+            # Records come to match and cease to between the halves of a deletion by filter, and it is sent again,
+            # through another router, while it waits for locks on one shard and holds its own on another.
+            return _QUICK | {
+                "weights": mainly(delete_where=2, waver=4, blind=pick((0, 1)), get=0.5, alias=pick((0, 0.1))),
+                "shards": pick((2, 3)), "routers": 3, "slow_links": pick((0.15, 0.3)), "clients": 6,
+                "keys": pick((2, 4)), "chosen_ids": pick((0.5, 1.0)), "patience": pick((0.1, 0.1, 1.2)),
+                "loss": pick((0.0, 0.05)), "crashes": 0.0, "texts": False,
             }  # fmt: skip
         case _:
             # The end of the log is torn, and again before much was written after it.

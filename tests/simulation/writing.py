@@ -182,6 +182,13 @@ class WritingClient(ReadingClient):
         for operation, (commit, error) in zip(sent, answers, strict=True):
             self._unknown(operation, commit, error)
 
+    def _do_waver(self) -> Script:
+        """Write one record again and again, which deletions by filter find, and do not find any more."""
+        name, keys = self._world.rng.choice(BLIND), self._keys(1)
+        for _ in range(4):
+            operation = self._operation("waver")
+            yield from self._commit(operation, [self._put(name, keys, operation)])
+
     def _do_delete_where(self) -> Script:
         rng, operation = self._world.rng, self._operation("delete_where")
         name, group = rng.choice((*BLIND, ALIAS, ALIAS)), rng.randrange(4)
