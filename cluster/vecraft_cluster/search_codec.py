@@ -104,7 +104,7 @@ def _encode_asked(timeout: float, batch: Batch, inline_bytes: int) -> tuple[byte
         return None
     data = np.ascontiguousarray(matrix).data.cast("B") if matrix.size else _NOTHING
     beside = data.nbytes > inline_bytes
-    head = _encoder.encode(
+    head = _written(
         _Asked(
             timeout, batch.clock, batch.map_epoch, batch.sent_ms, collection, options.k, options.ef, options.exact,
             options.max_distance, options.include, dim,
@@ -114,10 +114,12 @@ def _encode_asked(timeout: float, batch: Batch, inline_bytes: int) -> tuple[byte
             _NOTHING if beside else data,
         )
     )  # fmt: skip
-    return head, data if beside else None
+    return None if head is None else (head, data if beside else None)
 
 
 def _read_asked(brief: _Asked, buffers: list[Any]) -> tuple[float, Batch]:
+    if brief.dim < 0 or min(brief.rows, default=0) < 0:
+        raise ValueError("a matrix of queries has a negative size")
     matrix = np.frombuffer(buffers[0] if buffers else brief.queries, np.float32)
     if not buffers:
         matrix = matrix.copy()  # inside the message it stands where it happens to, not where floats should
@@ -158,10 +160,23 @@ def _encode_answered(reply: BatchReply) -> tuple[bytes, None] | None:
             distances.append(hits.distances)
             payloads.append(hits.payloads)
     brief = _Answered(reply.clock, reply.now_ms, reply.sent_ms, snapshots, lines, ids, distances, payloads)
-    return _encoder.encode(brief), None
+    head = _written(brief)
+    return None if head is None else (head, None)
+
+
+def _written(brief: _Asked | _Answered) -> bytes | None:
+    """Return it as msgpack; None: it holds what that has no form for, such as half of a surrogate pair."""
+    try:
+        return _encoder.encode(brief)
+    except (TypeError, UnicodeEncodeError, OverflowError):
+        return None
 
 
 def _read_answered(brief: _Answered) -> BatchReply:
+    if min(brief.lines, default=0) < 0 or not (
+        sum(brief.lines) == len(brief.ids) == len(brief.distances) == len(brief.payloads)
+    ):
+        raise ValueError(f"an answer of {sum(brief.lines)} lines has {len(brief.ids)} of ids, which do not fit")
     hits = list(map(Hits, brief.ids, brief.distances, brief.payloads))
     responses: list[Any] = []
     begin = 0

@@ -9,6 +9,7 @@ import msgspec
 import numpy as np
 import pytest
 
+from vecraft_cluster import search_codec
 from vecraft_cluster.codec import INLINE_BYTES, decode, encode, pack, unpack
 from vecraft_cluster.wire import Frame
 from vecraft_data_model.errors import InvalidDataException
@@ -102,6 +103,9 @@ def test_what_does_not_fit_is_pickled_and_arrives_too() -> None:
         BatchReply([SearchReply(1, [], {"plan": "exact"})]),
         BatchReply([SearchReply(1, [], None, TextStatistics(1, 2, (1,)))]),
         BatchReply([SearchReply(1, []), Refused(InvalidDataException("no"))]),
+        (1.0, Batch([replaced(one, collection="\ud800")])),
+        (1.0, Batch([replaced(one, snapshot=2**64)])),
+        BatchReply([SearchReply(1, [Hits(["\udfff"], [0.0])])]),
     ]
     for name, value in (
         ("where", parse_where({"v": 1})), ("text", text), ("explain", True), ("group_by", "v"), ("group_size", 2),
@@ -145,3 +149,24 @@ def test_damaged_messages_are_refused() -> None:
     wrong = pack(1, (1.0, Batch(searches(64, 384))))
     with pytest.raises(ValueError):
         unpack(Frame(1, wrong.head, [bytearray(12)]))
+
+
+@pytest.mark.parametrize(
+    ("dim", "rows"), [(4, [-1, 6]), (4, [-1]), (-1, [5]), (4, [2**63, 2**63]), (4, [4]), (4, [5, 1]), (4, [])]
+)
+def test_queries_that_cannot_be_dealt_out_are_refused(dim: int, rows: list[int]) -> None:
+    zeros, matrix = [0] * len(rows), memoryview(np.ones((5, 4), np.float32).tobytes())
+    asked = search_codec._Asked(1.0, 0, 0, 0, "c", 10, None, False, None, (), dim, rows, zeros, zeros, matrix)
+    with pytest.raises(ValueError):
+        unpack(Frame(1, msgspec.msgpack.encode(asked), []))
+
+
+@pytest.mark.parametrize(
+    ("lines", "ids", "distances"), [([2], 1, 1), ([1], 2, 2), ([-1, 2], 1, 1), ([1], 1, 0), ([0], 0, 1)]
+)
+def test_answers_that_cannot_be_dealt_out_are_refused(lines: list[int], ids: int, distances: int) -> None:
+    answered = search_codec._Answered(
+        0, 0, 0, [1] * len(lines), lines, [["a"]] * ids, [[0.5]] * distances, [None] * ids
+    )
+    with pytest.raises(ValueError):
+        unpack(Frame(1, msgspec.msgpack.encode(answered), []))
