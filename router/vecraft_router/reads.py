@@ -124,8 +124,8 @@ class Reader:
             return Search(snapshot=snapshot, min_ts=min_ts, collection=collection, queries=queries, options=wanted)
 
         missing: set[int] | None = set() if options.partial else None
+        options = _until(options, self._deadline(options))  # for all questions together
         if text is not None and text.statistics is None and len(shards) > 1:
-            options = _until(options, self._deadline(options))
             snapshot, statistics = yield from self._count_words(collection, text.words, options, missing)
             wanted = msgspec.structs.replace(wanted, text=msgspec.structs.replace(text, statistics=statistics))
             options = ReadOptions(as_of=snapshot, deadline=options.deadline, partial=options.partial)
@@ -134,7 +134,7 @@ class Reader:
         hits = parts[0].hits
         if len(parts) > 1 and wanted.group_by is not None:
             found = {shard: answer.hits for shard, answer in answers.items() if isinstance(answer, SearchReply)}
-            at = ReadOptions(as_of=snapshot, deadline=self._deadline(options))
+            at = ReadOptions(as_of=snapshot, deadline=options.deadline)
             hits = yield from self._merge_groups(request(None, snapshot, 0), wanted.group_by, found, at, missing)
         elif len(parts) > 1:
             hits = [merge_hits(rivals, wanted.k) for rivals in zip(*(part.hits for part in parts), strict=True)]
@@ -191,7 +191,13 @@ class Reader:
                     return msgspec.structs.replace(search, snapshot=snapshot, queries=query, options=rest)
 
                 targets = partial(_same_shards, lacking)
-                _, answers = yield from self._read(at, targets, request, missing)
+                try:
+                    _, answers = yield from self._read(at, targets, request, missing)
+                except ShardUnavailableError:
+                    if missing is None:
+                        raise
+                    missing |= lacking.keys()  # none of those that were asked again
+                    answers = {}
                 more = [
                     only_groups(answer.hits[0], lacking[shard])
                     for shard, answer in answers.items()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from datetime import UTC, datetime
+from typing import Any
 
 import numpy as np
 import pytest
@@ -24,12 +25,14 @@ from vecraft_data_model.messages import (
     Barrier,
     Finish,
     Get,
+    Hits,
     ListCollections,
     PinSnapshot,
     Prepare,
     Refused,
     Resolve,
     Scan,
+    SearchReply,
     SetEf,
     Status,
     StatusReply,
@@ -37,6 +40,8 @@ from vecraft_data_model.messages import (
 from vecraft_data_model.placement import initial_map
 from vecraft_data_model.search_options import INCLUDABLE, SearchOptions
 from vecraft_router import Bounded, ReadOptions
+from vecraft_router.effects import Ask, Effect, Flow, Sleep
+from vecraft_router.results import Found
 
 IDS = [f"r{number:03d}" for number in range(120)]
 
@@ -406,3 +411,41 @@ def test_status_asks_once_and_hides_nothing(bench: Workbench) -> None:
     status = bench.run(bench.router.status())
     assert isinstance(status[1], Refused) and isinstance(status[0], StatusReply)
     assert bench.sent(Status) == [0, 1, 2]
+
+
+def asked_again(bench: Workbench, options: ReadOptions) -> tuple[Flow[Found], Ask, Ask]:
+    """A search for groups three seconds after it began, and its two questions: shard 1 may have more of r0's group."""
+    flow = bench.router.search("things", vectors_of(["a"]), SearchOptions(k=1, group_by="g", group_size=2), options)
+    first = next(flow)
+    bench.clock.sleep(3)
+    second = flow.send(
+        {shard: SearchReply(1, [Hits([f"r{shard}"], [float(shard)], [b""], groups=[shard])]) for shard in (0, 1)}
+    )
+    assert isinstance(first, Ask) and isinstance(second, Ask)
+    assert (set(first.requests), set(second.requests)) == ({0, 1}, {1})
+    return flow, first, second
+
+
+def test_both_questions_of_a_search_for_groups_have_one_deadline() -> None:
+    _, first, second = asked_again(Workbench(2), ReadOptions())
+    assert second.deadline == first.deadline
+
+
+@pytest.mark.parametrize("partial", [True, False])
+def test_a_shard_fails_between_the_questions_of_a_search_for_groups(partial: bool) -> None:
+    bench = Workbench(2)
+    flow, _, second = asked_again(bench, ReadOptions(partial=partial))
+    effect: Effect = second
+    ended: Any = None
+    while ended is None:
+        try:
+            if isinstance(effect, Sleep):
+                bench.clock.sleep(effect.seconds)
+            down = {1: Refused(ShardUnavailableError("shard 1 is down"))}
+            effect = flow.send(down if isinstance(effect, Ask) else None)
+        except (StopIteration, ShardUnavailableError) as end:
+            ended = end
+    if partial:
+        assert ended.value.missing == (1,) and ended.value.hits[0].ids == ["r0"]
+    else:
+        assert isinstance(ended, ShardUnavailableError)
