@@ -16,10 +16,15 @@ import numpy as np
 import numpy.typing as npt
 
 from vecraft_data_model.errors import StorageFailureException, StorageFullError
+from vecraft_shard.store import HEADER_BYTES
 
 SECTOR = 512
-LARGE = ("vectors..f", "payloads..log", ".wal", "shard.sqlite")
+VECTORS = "vectors..f"
+LARGE = (VECTORS, "payloads..log", ".wal", "shard.sqlite")
 """Kinds of files, by their names without numbers, that hold most of what there is, and so are damaged most."""
+NUMBER_BYTES = 4
+EXPONENT_BITS = (4, 5, 6)
+"""Of the last byte of a number: those that move a vector far away, or next to zero."""
 Bytes = npt.NDArray[np.uint8]
 
 
@@ -221,13 +226,19 @@ class SimulatedDisk:
             # What protects one kind against damage lies in another: only one of them is damaged.
             weights = [3 if kind in LARGE else 1 for kind in sorted(kinds)]
             self._damaged = self.rng.choices(sorted(kinds), weights)[0]
-        name = self.rng.choice(kinds[self._damaged])
+        names = kinds[self._damaged]
+        name = self.rng.choices(names, [1 + self.files[name].live.written if name in sizes else 1 for name in names])[0]
         if name in sizes:
             # A file is mostly a hole: what was written counts more.
-            file = self.files[name]
+            file, bit = self.files[name], self.rng.randrange(8)
             anywhere = not file.live.written or self.rng.random() < 0.1
             offset = self.rng.randrange(file.live.length if anywhere else file.live.written)
-            value = bytes([file.live.buffer[offset] ^ 1 << self.rng.randrange(8)])
+            numbers = (file.live.written - HEADER_BYTES) // NUMBER_BYTES if self._damaged == VECTORS else 0
+            if numbers > 0 and self.rng.random() < 0.8:
+                # Small files are mostly header, and most bits of a number hardly change it.
+                offset = HEADER_BYTES + NUMBER_BYTES * self.rng.randrange(numbers) + NUMBER_BYTES - 1
+                bit = self.rng.choice(EXPONENT_BITS)
+            value = bytes([file.live.buffer[offset] ^ 1 << bit])
             file.live.write(offset, value)
             file.durable.write(offset, value)
         else:
