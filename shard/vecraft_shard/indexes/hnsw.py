@@ -8,15 +8,14 @@ array), not NaN, not a file that was damaged (it would load it, or crash). Four 
 * The search depth ``ef`` is one setting of the whole index, so that two threads asking for different depths would race.
   But a search for ``k`` neighbours goes ``max(ef, k)`` deep: the setting is left at 1, every search asks for as many
   neighbours as it wants depth, and takes the first ``k`` of them. No lock is needed.
-* If it finds fewer neighbours than asked for (deleted rows, a thin graph) it raises instead of answering: then it is
+* If it finds fewer neighbours than asked for (a thin graph) it raises instead of answering: then it is
   asked for fewer, at a greater depth.
 * Its predicate filters are called once per visited node, with the interpreter's lock taken each time. A function in
   Python would cost more than the walk; looking up a byte of a ``bytes``, which runs no Python code, costs a tenth of a
   microsecond. More threads than one would only wait for that lock.
 * If the predicate raises, hnswlib loses the memory of the walk. So the mask must have a byte for every label.
 
-Not for use during ``add``: the owner's latch keeps searches out. Deletions and versions are the caller's business, too,
-apart from rows that were reclaimed for good (``forget``).
+Not for use during ``add``: the owner's latch keeps searches out. Deletions and versions are the caller's business, too.
 """
 
 from __future__ import annotations
@@ -35,7 +34,6 @@ import xxhash
 from vecraft_data_model.distances import norms as norms_of
 from vecraft_data_model.errors import CorruptionError, InvalidDataException, UnsupportedMetricException
 from vecraft_shard.disk import failure
-from vecraft_shard.indexes.rowset import RowSet
 
 Float32Array = npt.NDArray[np.float32]
 Int64Array = npt.NDArray[np.int64]
@@ -72,8 +70,7 @@ class HnswIndex:
         self.M = M
         self.ef_construction = ef_construction
         self.count = 0
-        """Rows in the graph, forgotten ones included."""
-        self.forgotten = 0
+        """Rows in the graph."""
         self._index = self._fresh()  # takes room (2.6 MB of locks alone) only when the first rows come
 
     def add(self, vectors: npt.NDArray[np.floating], threads: int = 1) -> None:
@@ -106,15 +103,14 @@ class HnswIndex:
             Labels (q, k′) int64 and distances (q, k′) float32, nearest first; k′ ≤ k is the same for all queries. A
             query that finds fewer has its line filled up with label −1, distance inf.
         """
-        live = self.count - self.forgotten
-        depth = min(max(k, ef), live)
+        depth = min(max(k, ef), self.count)
         if depth <= 0:
             return np.empty((len(queries), 0), np.int64), np.empty((len(queries), 0), np.float32)
         queries = self._askable(queries)
         try:
             labels, distances = self._index.knn_query(queries, depth, threads)
         except RuntimeError:
-            labels, distances = self._search_thin(queries, min(k, live), depth)
+            labels, distances = self._search_thin(queries, min(k, self.count), depth)
         labels = labels.view(np.int64)
         if labels.shape[1] > k:
             return labels[:, :k], distances[:, :k]
@@ -154,20 +150,6 @@ class HnswIndex:
                     labels[i], distances[i] = found[0].view(np.int64), measured[0]
         return labels, distances, visit.cache_info().misses
 
-    def vectors(self, rows: Int64Array) -> Float32Array:
-        """The vectors of some rows as the graph holds them (normalised under cosine), (n, dim) float32."""
-        return np.array(self._index.get_items(rows), np.float32).reshape(-1, self.dim)
-
-    def forget(self, rows: RowSet) -> None:
-        """Leave rows out of all answers from now on; they keep their place in the graph."""
-        for row in rows.rows().tolist():
-            if row < self.count:
-                try:
-                    self._index.mark_deleted(row)
-                except RuntimeError:  # the one reason left: it is marked already
-                    continue
-                self.forgotten += 1
-
     # ---------------------------------------------------------------------------------------------- files
 
     def save(self, path: str | Path) -> int:
@@ -189,8 +171,8 @@ class HnswIndex:
         except OSError as error:
             raise failure("write", file, error) from error
 
-    def load(self, path: str | Path, checksum: int, count: int, forgotten: int = 0) -> None:
-        """Replace the contents by a saved graph of ``count`` rows, ``forgotten`` of which were when it was saved.
+    def load(self, path: str | Path, checksum: int, count: int) -> None:
+        """Replace the contents by a saved graph of ``count`` rows.
 
         Raises:
             CorruptionError: The file is missing, is not what was saved, or holds something else; nothing has changed.
@@ -215,7 +197,7 @@ class HnswIndex:
                 f"{file}: holds {index.get_current_count()} rows with M={index.M}, expected {count} with M={self.M}",
                 file=str(file),
             )
-        self._index, self.count, self.forgotten = index, count, forgotten
+        self._index, self.count = index, count
         self._configure()
 
     # --------------------------------------------------------------------------------------------- inside
@@ -254,8 +236,8 @@ class HnswIndex:
         return all_labels, all_distances
 
     def _search_one(self, query: Float32Array, k: int, depth: int) -> tuple[npt.NDArray[np.uint64], Float32Array]:
-        # Rows that are deleted take no places among the candidates, so a shortfall means that the reachable part of the
-        # graph is used up: what is left is to ask for less. Halving keeps the number of attempts small.
+        # A shortfall means that the part of the graph that can be reached is used up: what is left is to ask for less.
+        # Halving keeps the number of attempts small.
         while depth > 0:
             try:
                 labels, distances = self._index.knn_query(query, depth, 1)

@@ -12,7 +12,6 @@ import pytest
 
 from vecraft_data_model.errors import CorruptionError, InvalidDataException, UnsupportedMetricException
 from vecraft_shard.indexes.hnsw import HnswIndex
-from vecraft_shard.indexes.rowset import RowSet
 
 DIM = 16
 
@@ -74,21 +73,6 @@ def test_asks_for_no_more_than_there_is() -> None:
     assert index.search(vectors(2), 5, 10)[0].shape == (2, 0)
     index.add(vectors(3))
     assert sorted(index.search(vectors(1), 10, 64)[0][0].tolist()) == [0, 1, 2]
-
-
-def test_forgotten_rows_never_come_back_even_when_few_are_left(tmp_path: Path) -> None:
-    data, index = vectors(300), HnswIndex(DIM, "l2")
-    index.add(data)
-    index.forget(RowSet.of_rows(np.arange(295)))
-    index.forget(RowSet.of_rows(np.arange(10)))
-    assert index.forgotten == 295
-    checksum = index.save(tmp_path / "graph")
-    loaded = HnswIndex(DIM, "l2")
-    loaded.load(tmp_path / "graph", checksum, 300, forgotten=295)
-    for graph in (index, loaded):
-        labels, _ = graph.search(vectors(4, seed=3), 10, 64)
-        assert set(labels[labels >= 0].ravel().tolist()) <= set(range(295, 300))
-        assert labels.shape[1] <= 5
 
 
 def test_a_graph_that_yields_too_little_is_asked_for_less() -> None:
