@@ -53,8 +53,8 @@ class HotFilter:
     @property
     def nbytes(self) -> int:
         """Bytes of the copy and the mask."""
-        copied = self.copy[1].nbytes if self.copy else 0
-        return copied + (len(self.mask.allowed) if self.mask else 0)
+        copy, mask = self.copy, self.mask  # looked at once: a search of another thread may drop them any time
+        return (0 if copy is None else copy[1].nbytes) + (0 if mask is None else len(mask.allowed))
 
     def shortfall(self, prior: float) -> float:
         """Expected share of queries that find too few rows on the graph; ``prior`` weighs as much as 8 queries."""

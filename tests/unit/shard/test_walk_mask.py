@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from vecraft_data_model.hlc import INFINITY_TS
 from vecraft_shard.indexes.hnsw import HnswIndex
-from vecraft_shard.indexes.hot import HotFilters
+from vecraft_shard.indexes.hot import HotFilter, HotFilters
 from vecraft_shard.indexes.rowset import RowSet
 from vecraft_shard.indexes.walk_mask import WalkMask
 
@@ -118,3 +118,21 @@ def test_masks_are_dropped_when_they_take_too_much() -> None:
     assert [hot.mask is None for hot in kept] == [True, True, False, False, False, False]
 
 
+def test_a_mask_may_be_dropped_while_another_thread_counts_its_bytes() -> None:
+    class Dropped(HotFilter):
+        """A filter whose mask a search drops as soon as somebody has looked at it."""
+
+        def __init__(self, mask: WalkMask) -> None:
+            self.there: list[WalkMask] = []
+            super().__init__()
+            self.there.append(mask)
+
+        @property
+        def mask(self) -> WalkMask | None:  # type: ignore[override]
+            return self.there.pop() if self.there else None
+
+        @mask.setter
+        def mask(self, mask: WalkMask | None) -> None:
+            assert mask is None
+
+    assert Dropped(WalkMask(bytes(7), 0, 1, 7, 0)).nbytes == 7
