@@ -7,8 +7,6 @@ from typing import Any, Generic, TypeVar
 import numpy as np
 import numpy.typing as npt
 
-from vecraft_shard.indexes.rowset import BoolArray
-
 _T = TypeVar("_T", bound=np.generic)
 
 
@@ -35,11 +33,6 @@ class GrowingArray(Generic[_T]):
     def array(self) -> npt.NDArray[_T]:
         """What was appended, not copied."""
         return self._buffer[: self.size]
-
-    def keep(self, mask: BoolArray) -> None:
-        """Drop the values at which ``mask`` is false."""
-        self._buffer = self.array[mask]
-        self.size = len(self._buffer)
 
 
 class RowColumn(GrowingArray[np.uint32]):

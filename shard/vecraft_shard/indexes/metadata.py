@@ -15,8 +15,7 @@ A segment, as :meth:`MetadataIndex.dump` makes it, numbers little-endian::
     │ 8 bytes  │ u32     │ u32      │ u64    │ u64    │ u64           │ the rest, u64  │                    │
     └──────────┴─────────┴──────────┴────────┴────────┴───────────────┴────────────────┴────────────────────┘
 
-``add``, ``load`` and ``forget`` need the index to themselves; any number of threads may ``evaluate`` meanwhile
-otherwise.
+``add`` and ``load`` need the index to themselves; otherwise any number of threads may ``evaluate`` meanwhile.
 """
 
 from __future__ import annotations
@@ -97,14 +96,6 @@ class MetadataIndex:
                 sizes = [len(column[i]) for i in lists]
                 elements = [item for i in lists for item in column[i]]
                 field.elements.add(np.repeat(at[lists], sizes), elements, set(map(type, elements)))
-
-    def forget(self, rows: RowSet) -> None:
-        """Drop all entries of some rows, which were reclaimed."""
-        with self._lock:
-            self._answers.clear()
-        for field in self._fields.values():
-            field.values.forget(rows)
-            field.elements.forget(rows)
 
     # ----------------------------------------------------------------------------------------- answering
 

@@ -61,9 +61,8 @@ _SIDES: Final[dict[str, Callable[[Any, Any], Any]]] = {
 class _Codes(defaultdict[Code, int]):
     """The dictionary: an unknown value gets the next code when it is looked up by ``[]``, without a call in Python."""
 
-    def __init__(self, values: Iterable[Code] = ()) -> None:
-        super().__init__(None, ((value, code) for code, value in enumerate(values)))
-        self.default_factory = count(len(self)).__next__
+    def __init__(self) -> None:
+        super().__init__(count().__next__)
 
 
 class Portion(msgspec.Struct, array_like=True):
@@ -143,20 +142,6 @@ class Postings:
         if floats:
             self._number_rows.extend(_rows_of(floats))
             self._numbers.extend(np.array([value for _, value in floats], np.float64))
-
-    def forget(self, rows: RowSet) -> None:
-        """Drop the entries of some rows, and values that are then used by less than half of the dictionary."""
-        for row_column, column in self._columns():
-            kept = ~rows.contains(row_column.array.astype(np.int64))
-            row_column.keep(kept)
-            column.keep(kept)
-        used, codes = np.unique(self._codes.array, return_inverse=True)
-        if len(used) * 2 < len(self._dictionary):
-            values = list(self._dictionary)
-            self._dictionary = _Codes(values[code] for code in used.tolist())
-            self._codes = GrowingArray(np.uint32)
-            self._codes.extend(codes)
-            self._instants = GrowingArray(np.int64)
 
     # ----------------------------------------------------------------------------------------- answering
 
