@@ -205,7 +205,7 @@ class ShardActor:
             self._settled.set()
 
     def _config_for(self, path: Path) -> ShardConfig:
-        """Return the settings; an empty directory may only be begun in if no shard of this root has ever served.
+        """Return the settings; an empty directory may only be begun in until every shard of this root has served once.
 
         That is the controller's to say, and now: Ray starts this actor again with the plan that it was made with, maybe
         on a node where the disk is missing.
