@@ -165,6 +165,23 @@ def late_rows_lost_by_compaction() -> list[Patch]:
     return [(vecraft_shard.compaction, "_fill", fill)]
 
 
+@mutant("a compaction leaves its files alone once its shard was given up", focus="graphs")
+def given_up_compaction_cleans_up() -> list[Patch]:
+    original = vecraft_shard.compaction.compact
+
+    def compact(state: ShardState, *rest: Any) -> Iterator[None]:
+        try:
+            yield from original(state, *rest)
+        except GeneratorExit:
+            for target in state.shadows:
+                target.close()
+                for name in target.files:
+                    state.disk.remove(f"{target.folder}/{name}")
+            raise
+
+    return [(vecraft_shard.background, "compact", compact)]
+
+
 # --------------------------------------------------------------------------------------------- filters and indexes
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import errno
 import traceback
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from typing import Any
 
@@ -47,6 +47,7 @@ from vecraft_shard.engine import Shard
 TICK_S = 0.1
 BALLAST_BYTES = 64 << 10
 MAX_PARKED_S = 0.02
+COLLECTED_S = 0.3
 Answer = Callable[[BatchReply | None], None]
 """Takes the reply, or None: there is no shard at this address now."""
 
@@ -238,6 +239,10 @@ class SimulatedShard:
         self.life += 1
         if shard is not None:
             shard._state.locations.connection.close()  # rolls back what was not committed
+            compaction = shard._background._compaction
+            if isinstance(compaction, Generator):
+                # Python ends it when it collects the shard: here at a time that follows from the seed.
+                self.world.after(COLLECTED_S, compaction.close)
 
     def _damage_found(self, error: Exception) -> bool:
         """Whether this says that files are damaged, and they are."""
