@@ -1,7 +1,8 @@
 """Requests on their way to one shard, on an event loop: natural batching.
 
 While a call to the shard is in flight, further requests queue up, and leave together as the next call. There is no
-timer: an idle shard is asked at once, a busy one gets larger batches. ::
+timer: an idle shard is asked at once, a busy one gets larger batches. A call takes what waits when its task begins, so
+that many callers who were answered at once, and ask again in the same turn of the loop, leave together. ::
 
     submit ─→ reads:   [· · · ·] ─┐  at most reads_in_flight calls
     submit ─→ scans:   [· ·]     ─┤  (reads that may take long: no quick one waits behind them)
@@ -156,6 +157,7 @@ class _Lane:
         self._batch_requests = batch_requests
         self._call_s = call_s
         self._calls: dict[asyncio.Task[None], list[_Waiter]] = {}
+        self._boarding: asyncio.Task[None] | None = None
         self._alarm: asyncio.TimerHandle | None = None
         self._alarm_at = 0.0
         self._closed = False
@@ -237,17 +239,19 @@ class _Lane:
         return len(alive) < self._state.config.max_queued
 
     def _send(self) -> None:
-        """Let as many calls leave as may be under way."""
-        while len(self._calls) < self._calls_max and self.queue:
-            waiters = self._next_batch()
-            if not waiters:
-                return
-            call = asyncio.get_running_loop().create_task(self._call(waiters))
-            self._calls[call] = waiters
-            call.add_done_callback(self._ended)
+        """Have a call leave with what waits once its task begins, if one more may be under way."""
+        if self._boarding is not None or not self.queue or len(self._calls) >= self._calls_max:
+            return
+        waiters: list[_Waiter] = []
+        call = asyncio.get_running_loop().create_task(self._call(waiters))
+        self._boarding = call
+        self._calls[call] = waiters
+        call.add_done_callback(self._ended)
 
     def _ended(self, call: asyncio.Task[None]) -> None:
         del self._calls[call]
+        if self._boarding is call:  # cancelled before it began
+            self._boarding = None
         if not self._closed:
             self._send()
 
@@ -266,6 +270,12 @@ class _Lane:
         return waiters
 
     async def _call(self, waiters: list[_Waiter]) -> None:
+        """Take what waits now, carry it to the shard, and hand out the answers; ``waiters`` is filled for others."""
+        self._boarding = None
+        waiters += self._next_batch()
+        self._send()  # for what this call has no room for
+        if not waiters:
+            return
         state = self._state
         requests = [waiter.request for waiter in waiters]
         batch = Batch(requests, state.hlc.last, state.cluster_map.epoch, state.clock.now_ms())

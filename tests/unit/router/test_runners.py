@@ -34,6 +34,7 @@ from vecraft_data_model.search_options import SearchOptions
 from vecraft_router import AsyncRunner, Flow, ReadOptions, RefreshMap, Router, RouterConfig, Sleep, SyncRunner, outbox
 from vecraft_router.effects import Ask, Spawn
 from vecraft_router.outbox import Outbox
+from vecraft_router.results import Found
 
 
 class RealClock:
@@ -269,8 +270,14 @@ async def test_what_queues_while_a_call_is_under_way_leaves_together() -> None:
     port.gate = asyncio.Event()
     port.batches.clear()
     query = np.zeros((1, 4), np.float32)
-    queries = [asyncio.create_task(runner.run(router.search("things", query, SearchOptions(k=1)))) for _ in range(9)]
-    await until(lambda: bool(port.batches) and runner.queued()[0] == 8)
+
+    def search() -> asyncio.Task[Found]:
+        return asyncio.create_task(runner.run(router.search("things", query, SearchOptions(k=1))))
+
+    queries = [search()]
+    await until(lambda: bool(port.batches))
+    queries += [search() for _ in range(8)]
+    await until(lambda: runner.queued()[0] == 8)
     port.gate.set()
     await asyncio.gather(*queries)
     assert [len(batch.requests) for batch in port.batches] == [1, 8]
@@ -311,7 +318,9 @@ async def test_a_full_lane_refuses() -> None:
     port = AsyncPort(0)
     port.gate = asyncio.Event()
     runner = AsyncRunner(router, {0: port})
-    tasks = [asyncio.create_task(runner.run(router.count("things"))) for _ in range(5)]
+    tasks = [asyncio.create_task(runner.run(router.count("things")))]
+    await until(lambda: bool(port.batches))
+    tasks += [asyncio.create_task(runner.run(router.count("things"))) for _ in range(4)]
     await asyncio.sleep(0.01)
     refused = [task for task in tasks if task.done()]
     assert len(refused) == 2
@@ -334,8 +343,11 @@ async def test_a_cancelled_request_that_was_not_sent_is_not_sent() -> None:
     runner = AsyncRunner(router, {0: port})
     await runner.run(router.commit([create()]))
     port.gate = asyncio.Event()
-    first, second = (asyncio.create_task(runner.run(router.commit([put(i)]))) for i in "ab")
-    await until(lambda: bool(port.batches) and runner.queued()[0] == 1)
+    port.batches.clear()
+    first = asyncio.create_task(runner.run(router.commit([put("a")])))
+    await until(lambda: bool(port.batches))
+    second = asyncio.create_task(runner.run(router.commit([put("b")])))
+    await until(lambda: runner.queued()[0] == 1)
     second.cancel()
     port.gate.set()
     await first
