@@ -80,10 +80,10 @@ def _about(name: str, rows: int, dim: int, rounds: int) -> dict[str, Any]:
 
 
 def _tie_mixed_to_searches(rows: list[Row]) -> None:
-    """Row 3e is held to row 3b: half of its rate, both against the same reference."""
+    """Say of row 3e what share of row 3b's rate it is, too: its own reference searches what the upserts have left."""
     by_key = {row.key: row for row in rows}
     if "3b" in by_key and "3e" in by_key:
-        by_key["3e"].bar = 0.5 * by_key["3b"].ratio
+        by_key["3e"].extra["share_of_3b"] = round(by_key["3e"].figures[0] / by_key["3b"].figures[0], 3)
 
 
 def _said(row: Row) -> str:
