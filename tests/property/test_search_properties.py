@@ -74,6 +74,23 @@ def client(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
 _numbers = itertools.count()
 
 
+def _filled(
+    client: VecraftClient, batches: list[tuple[dict[str, Any], bool]], gone: set[str]
+) -> tuple[str, dict[str, Any]]:
+    """Write batches to a new collection, indexing after some, and delete; its name, and what is left in it."""
+    name = f"c{next(_numbers)}"
+    client.create_collection(CollectionSchema(name=name, dim=3))
+    model: dict[str, Any] = {}
+    for batch, settle in batches:
+        if batch:
+            client.upsert(name, [DataPacket(i, *record) for i, record in batch.items()])
+            model |= batch
+        if settle:
+            client.checkpoint(index=True)
+    client.delete_many(name, sorted(gone))
+    return name, {i: record for i, record in model.items() if i not in gone}
+
+
 @settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     batches=batches,
@@ -90,17 +107,7 @@ def test_what_matches_is_found_whatever_the_filter(
     query: list[int],
     k: int,
 ) -> None:
-    name = f"c{next(_numbers)}"
-    client.create_collection(CollectionSchema(name=name, dim=3))
-    model: dict[str, Any] = {}
-    for batch, settle in batches:
-        if batch:
-            client.upsert(name, [DataPacket(i, *record) for i, record in batch.items()])
-            model |= batch
-        if settle:
-            client.checkpoint(index=True)
-    client.delete_many(name, sorted(gone))
-    model = {i: record for i, record in model.items() if i not in gone}
+    name, model = _filled(client, batches, gone)
     for where, where_document in filters:
         parsed = parse_where(where)
         document = None if where_document is None else parse_where_document(where_document)
@@ -143,21 +150,12 @@ def test_the_nearest_of_each_of_the_nearest_groups(
     k: int,
     size: int,
 ) -> None:
-    name = f"c{next(_numbers)}"
-    client.create_collection(CollectionSchema(name=name, dim=3))
-    model: dict[str, Any] = {}
-    for batch, settle in batches:
-        if batch:
-            client.upsert(name, [DataPacket(i, *record) for i, record in batch.items()])
-            model |= batch
-        if settle:
-            client.checkpoint(index=True)
-    client.delete_many(name, sorted(gone))
+    name, model = _filled(client, batches, gone)
     parsed = None if where is None else parse_where(where)
     ranked = sorted(
         (float(sum((a - b) ** 2 for a, b in zip(vector, query, strict=True))), i, key_of(fields[field]))
         for i, (vector, fields, _) in model.items()
-        if i not in gone and fields is not None and field in fields and (parsed is None or matches(parsed, fields))
+        if fields is not None and field in fields and (parsed is None or matches(parsed, fields))
     )
     nearest = list(dict.fromkeys(key for _, _, key in ranked))[:k]
     places: dict[Any, int] = {}
