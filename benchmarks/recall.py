@@ -24,6 +24,7 @@ from benchmarks.peers import Skipped, library
 from examples.wordnet import WordNet
 from vecraft_data_model import CollectionSchema
 from vecraft_db.client.vecraft_client import VecraftClient
+from vecraft_shard.tuning import MIN_ROWS
 
 Matrix = npt.NDArray[np.float32]
 Kind = Callable[[WordNet], tuple[str, Matrix, Matrix]]
@@ -111,7 +112,7 @@ def _settled(client: VecraftClient, target: float) -> dict[str, Any]:
     client.alter_collection("c", target_recall=target)
     end = time.monotonic() + PATIENCE_S
     info = client.describe_collection("c")
-    while info.indexed_rows and info.measured_recall is None and time.monotonic() < end:
+    while info.indexed_rows >= MIN_ROWS and info.measured_recall is None and time.monotonic() < end:
         time.sleep(0.1)
         info = client.describe_collection("c")
     return {"ef": int(info.ef), "estimate": info.measured_recall, "interval": info.recall_interval}
