@@ -107,7 +107,7 @@ def _joined(objects: Iterable[dict[str, Any]]) -> dict[str, Any]:
             whole.update(each)
         elif all(not name.startswith("$") and not whole[name].keys() & each[name].keys() for name in clash):
             for name, operators in each.items():
-                whole[name] = {**whole.get(name, {}), **operators}
+                whole[name] = {**whole[name], **operators} if name in clash else operators
         else:
             rest.append(each)
     if not rest:

@@ -7,7 +7,7 @@ from datetime import UTC, datetime, timedelta, timezone
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from vecraft_data_model.filters import matches, matches_document, parse_where, parse_where_document
@@ -64,6 +64,10 @@ METADATA = st.none() | st.dictionaries(FIELDS, VALUES, max_size=4)
 
 
 @given(where=WHERES, records=st.lists(METADATA, min_size=1, max_size=5))
+@example(  # two conditions on one field, and beside the second what no field's conditions can be joined with
+    where={"a": {"$gt": 0}, "$and": [{"a": {"$lt": 3}, "$or": [{"b": 1}, {"c": 1}]}]},
+    records=[{"a": 1, "b": 1}, {"a": 3, "b": 1}, {"a": 1, "b": 2}],
+)
 def test_metadata_filters(where: dict[str, Any], records: list[Any]) -> None:
     node = parse_where(where)
     sent = where_of(node)
