@@ -9,7 +9,17 @@ from pathlib import Path
 import numpy as np
 import pytest
 import ray
-from ray_workbench import eventually, frozen, insist, kill_controller, kill_router, kill_shard, ping, put_back
+from ray_workbench import (
+    eventually,
+    frozen,
+    insist,
+    kill_controller,
+    kill_router,
+    kill_shard,
+    ping,
+    put_back,
+    watched_pid,
+)
 
 from vecraft_cluster.launch import Cluster
 from vecraft_cluster.ports import look_up, shard_name, unwrap
@@ -63,9 +73,10 @@ def test_a_deadline_is_kept_while_a_shard_is_frozen(filled: tuple[VecraftClient,
 
 def test_a_frozen_shard_is_replaced_and_nothing_is_lost(filled: tuple[VecraftClient, str], cluster: Cluster) -> None:
     client, name = filled
-    before = ping(shard_name(cluster.name, 1))["pid"]
+    kill_shard(cluster, 1)  # so that the process is a young one, whichever test ran before
+    before = watched_pid(cluster, 1)
     with frozen(before):
-        eventually(lambda: ping(shard_name(cluster.name, 1))["pid"] != before, 60, "a new process for the frozen shard")
+        assert ping(shard_name(cluster.name, 1), timeout=90.0)["pid"] != before
     assert insist(lambda: client.count(name)) == 40
 
 

@@ -52,6 +52,21 @@ def kill_shard(cluster: Cluster, shard: int) -> int:
     return pid
 
 
+def watched_pid(cluster: Cluster, shard: int) -> int:
+    """The pid of a shard actor, once the controller has heard from that process that it serves.
+
+    Before that the controller takes silence for a slow start, and is patient for minutes.
+    """
+    pid = int(ping(shard_name(cluster.name, shard))["pid"])
+
+    def heard() -> bool:
+        view = insist(cluster.status)["shards"][shard]
+        return bool(view["pid"] == pid and view["state"] == "serving")
+
+    eventually(heard, 60, f"the controller to hear from shard {shard}'s process {pid}")
+    return pid
+
+
 def kill_router(cluster: Cluster, number: int = 0) -> int:
     """``kill -9`` the process of a router actor."""
     pid = int(ping(router_name(cluster.name, number))["pid"])
