@@ -6,6 +6,7 @@
 #   make simulate the real shards and routers on virtual time, with faults (SEEDS=1000, or SEED=7 TRACE=1 to see one)
 #   make blackbox clients on a Ray cluster whose processes are killed and stopped (TRANSACTIONS=200000)
 #   make mutants  planted bugs: that the simulator finds each of them (MUTANTS='name …', SEEDS=5000)
+#   make explore  the property tests on new random examples, 20 times as many (EXAMPLES=100)
 #   make torture  all of that at length, for hours, with a record (SEEDS=, TRANSACTIONS=, VECRAFT_KILLS=, VECRAFT_DAMAGES= …)
 #   make bench    speed, against references measured in the same run
 #   make clean    removes what these made, but never a data directory
@@ -13,7 +14,7 @@
 PY := .venv/bin/python
 ARGS ?=
 
-.PHONY: demo test serve check simulate blackbox mutants torture bench lint types layers venv clean help
+.PHONY: demo test serve check simulate blackbox mutants explore torture bench lint types layers venv clean help
 help:
 	@sed -n 's/^#   //p' Makefile
 
@@ -53,6 +54,9 @@ blackbox: .venv/.installed
 mutants: .venv/.installed
 	@$(PY) -m tests.simulation.mutants --seeds $(or $(SEEDS),5000) $(MUTANTS)
 
+explore: .venv/.installed
+	VECRAFT_EXAMPLES=$(or $(EXAMPLES),20) $(PY) -m pytest -m hypothesis --timeout 0 $(ARGS)
+
 torture: export VECRAFT_RECORD := 1
 torture: export VECRAFT_KILLS ?= 600
 torture: export VECRAFT_SHARD_KILLS ?= 300
@@ -62,6 +66,7 @@ torture: export VECRAFT_FAILING_CALLS ?= 500
 torture: .venv/.installed
 	$(PY) -m tests.simulation $(or $(SEEDS),20000) $(or $(FIRST),$(shell date +%s)) --quiet
 	$(PY) -m tests.simulation.mutants --seeds 5000
+	VECRAFT_EXAMPLES=$(or $(EXAMPLES),20) $(PY) -m pytest -m hypothesis --timeout 0
 	$(PY) -m pytest tests/crash tests/ray/test_shard_kills.py
 	$(PY) -m tests.blackbox --transactions $(or $(TRANSACTIONS),200000) --record reliability/blackbox.jsonl
 	$(PY) -m tests.blackbox --transactions 20000 --rpc-failures 3 --no-kills --record reliability/blackbox.jsonl

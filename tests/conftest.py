@@ -13,6 +13,9 @@ from pathlib import Path
 
 import psutil
 import pytest
+from random_examples import load_profile
+
+load_profile()
 
 
 def _processes_of(session_directory: Path) -> list[psutil.Process]:

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import ast
+import os
 import re
 import subprocess
 from pathlib import Path
+
+import hypothesis
 
 LINES_MAX = 500
 UNFINISHED = re.compile(r"\b(TO" + r"DO|FIX" + r"ME|XX" + r"X|HA" + r"CK)\b")
@@ -86,3 +89,16 @@ def test_every_package_is_typed(root: Path) -> None:
 def test_constraints_name_no_host_and_no_local_path(root: Path) -> None:
     lines = [line for line in (root / "constraints.txt").read_text().splitlines() if not line.startswith("#")]
     assert [line for line in lines if not re.fullmatch(r"[\w.\-]+==[\w.]+", line)] == []
+
+
+def test_property_tests_draw_the_same_examples_every_time(root: Path) -> None:
+    """All of them take their settings from :mod:`random_examples`: otherwise the suite would come out by chance."""
+    profile = hypothesis.settings.default
+    assert profile is not None and profile.deadline is None
+    assert profile.derandomize == ("VECRAFT_EXAMPLES" not in os.environ)
+    own = [
+        str(path.relative_to(root))
+        for path in sorted((root / "tests").rglob("*.py"))
+        if re.search(r"^from hypothesis import .*\b(settings|seed)\b", path.read_text(), re.MULTILINE)
+    ]
+    assert own == ["tests/support/random_examples.py"]

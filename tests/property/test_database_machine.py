@@ -15,9 +15,9 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import Bundle, RuleBasedStateMachine, consumes, initialize, invariant, rule
+from random_examples import examples
 
 from vecraft_data_model import CollectionSchema, DataPacket, QueryPacket, VectorPacket
 from vecraft_data_model.errors import RecordNotFoundError, SnapshotTooOldError, WriteConflictException
@@ -226,12 +226,7 @@ class ForgetfulDatabaseMachine(DatabaseMachine):
     history_retention_s = 0.001
 
 
-_settings = settings(
-    max_examples=15,
-    stateful_step_count=25,
-    deadline=None,
-    suppress_health_check=[HealthCheck.too_slow, HealthCheck.filter_too_much],
-)
+_settings = examples(15, stateful_step_count=25)
 TestDatabase = DatabaseMachine.TestCase
 TestDatabase.settings = _settings
 TestForgetfulDatabase = ForgetfulDatabaseMachine.TestCase

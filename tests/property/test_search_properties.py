@@ -13,8 +13,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given
 from hypothesis import strategies as st
+from random_examples import examples
 
 from vecraft_data_model import CollectionSchema, DataPacket, QueryPacket
 from vecraft_data_model.filters import key_of, matches, matches_document, parse_where, parse_where_document
@@ -91,7 +92,7 @@ def _filled(
     return name, {i: record for i, record in model.items() if i not in gone}
 
 
-@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@examples(60)
 @given(
     batches=batches,
     gone=st.sets(st.sampled_from([f"r{n}" for n in range(12)]), max_size=4),
@@ -130,7 +131,7 @@ def test_what_matches_is_found_whatever_the_filter(
 # ------------------------------------------------------------------------------------------------------------ groups
 
 
-@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@examples(60)
 @given(
     batches=batches,
     gone=st.sets(st.sampled_from([f"r{n}" for n in range(12)]), max_size=4),

@@ -7,8 +7,9 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
+from random_examples import examples
 
 from vecraft_data_model.checksums import CODES, DIGEST_SIZES
 from vecraft_data_model.errors import ChecksumValidationFailureError, CorruptionError, InvalidDataException
@@ -68,7 +69,7 @@ def test_round_trip(record_id: str, metadata: Any, document: Any, algorithm: str
     assert encode_payload(record_id, VECTOR, payload.metadata, payload.document, algorithm) == data
 
 
-@settings(max_examples=50)
+@examples(50)
 @given(st.lists(st.tuples(IDS, METADATA, DOCUMENTS), max_size=4), st.sampled_from((1, MANY)))
 def test_columns_give_the_same_bytes_as_records_one_by_one(records: list[tuple[str, Any, Any]], times: int) -> None:
     records = records * times

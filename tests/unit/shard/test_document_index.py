@@ -7,8 +7,9 @@ from collections.abc import Sequence
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
+from random_examples import examples
 
 from vecraft_data_model.filters import matches_document, parse_where_document
 from vecraft_shard.indexes.documents import DocumentIndex
@@ -85,7 +86,7 @@ class Fixture:
         return [row for row, d in enumerate(self.documents[:n_rows]) if matches_document(parsed, d)]
 
 
-@settings(max_examples=150, deadline=None)
+@examples(150)
 @given(
     batches=st.lists(st.tuples(st.lists(documents, max_size=6), st.booleans()), min_size=1, max_size=4),
     wheres=st.lists(filters, min_size=1, max_size=5),

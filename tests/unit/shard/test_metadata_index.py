@@ -5,8 +5,9 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
+from random_examples import examples
 
 from vecraft_data_model.errors import CorruptionError, InvalidDataException
 from vecraft_data_model.filters import matches, parse_where
@@ -67,7 +68,7 @@ def reference(where: dict[str, Any], records: list[Any]) -> list[int]:
     return [row for row, record in enumerate(records) if matches(parsed, record)]
 
 
-@settings(max_examples=150, deadline=None)
+@examples(150)
 @given(
     batches=st.lists(st.one_of(st.lists(metadata, max_size=6), st.lists(alike, max_size=6)), max_size=4),
     wheres=st.lists(filters, min_size=1, max_size=6),

@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import numpy as np
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from pyroaring import BitMap
+from random_examples import examples
 
 from vecraft_shard.indexes.rowset import RowSet
 
@@ -29,7 +30,7 @@ row_sets = st.sets(st.integers(0, N - 1))
 forms = st.sampled_from(sorted(FORMS))
 
 
-@settings(max_examples=200, deadline=None)
+@examples(200)
 @given(left=row_sets, right=row_sets, left_form=forms, right_form=forms, n=st.integers(0, N + 50))
 def test_equals_python_sets(left: set[int], right: set[int], left_form: str, right_form: str, n: int) -> None:
     a, b = FORMS[left_form](left), FORMS[right_form](right)

@@ -8,8 +8,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
+from random_examples import examples
 
 from vecraft_data_model.distances import exact_distances, norms
 from vecraft_data_model.filters import DocumentFilter, Filter, matches, parse_where
@@ -131,7 +132,7 @@ def recall(found: list[list[tuple[float, str]]], expected: list[list[tuple[float
     return right / wanted if wanted else 1.0
 
 
-@settings(max_examples=120, deadline=None)
+@examples(120)
 @given(
     seed=st.integers(0, 2**32 - 1),
     n=st.sampled_from([0, 1, 7, 60, 400]),

@@ -8,8 +8,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
+from random_examples import examples
 
 from vecraft_data_model.distances import exact_distances, norms
 from vecraft_shard.indexes import tail
@@ -87,7 +88,7 @@ def test_ranges_and_row_lists_are_exact(
             assert found(src, line) == expected(src, vectors, query, 10, rows), name
 
 
-@settings(max_examples=60, deadline=None)
+@examples(60)
 @given(
     seed=st.integers(0, 2**32 - 1),
     n=st.integers(0, 300),

@@ -5,8 +5,9 @@ from __future__ import annotations
 import numpy as np
 import numpy.typing as npt
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
+from random_examples import examples
 
 from vecraft_data_model.hlc import INFINITY_TS
 from vecraft_shard.indexes.hnsw import HnswIndex
@@ -71,7 +72,7 @@ def test_a_mask_that_is_too_short_is_refused_before_the_walk() -> None:
         index.search_allowed(vectors(1), 5, bytes(99))
 
 
-@settings(max_examples=200, deadline=None)
+@examples(200)
 @given(seed=st.integers(0, 2**32 - 1), snapshot=st.integers(0, 60), later=st.integers(0, 60), filtered=st.booleans())
 def test_a_mask_leaves_out_nothing_that_counts_for_any_snapshot_it_serves(
     seed: int, snapshot: int, later: int, filtered: bool

@@ -7,8 +7,9 @@ from collections.abc import Sequence
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
+from random_examples import examples
 
 from vecraft_data_model.filters import words
 from vecraft_shard.indexes.words import WordIndex
@@ -53,7 +54,7 @@ class Fixture:
         assert self.index.rows_with_all(("elm", "oak"), n_rows).tolist() == both
 
 
-@settings(max_examples=100, deadline=None)
+@examples(100)
 @given(
     batches=st.lists(st.tuples(st.lists(texts, max_size=5), st.booleans(), st.booleans()), max_size=5),
     data=st.data(),
