@@ -40,7 +40,7 @@ from collections.abc import Iterator, Sequence
 
 from vecraft_data_model.errors import InvalidDataException, StorageFailureException, StorageFullError
 from vecraft_data_model.ports import Disk, File
-from vecraft_shard.wal_format import SEGMENT_HEADER_BYTES, Piece, SegmentHeader, WalRecord, encode_frame
+from vecraft_shard.wal_format import FORMAT_VERSION, SEGMENT_HEADER_BYTES, Piece, SegmentHeader, WalRecord, encode_frame
 from vecraft_shard.wal_mark import Mark
 from vecraft_shard.wal_replay import LogReader, segment_name
 
@@ -156,6 +156,8 @@ class Wal:
                 self._zeroed_to = reader.file.size()
                 self._file, reader.file = reader.file, None
             self._state = "ready"
+            if reader.last is not None and reader.last.header.version != FORMAT_VERSION:
+                self._renew_segment(reader.last.header)
         finally:
             reader.close()
 
@@ -311,6 +313,18 @@ class Wal:
         except BaseException as error:
             self._failure = error
             raise
+
+    def _renew_segment(self, header: SegmentHeader) -> None:
+        """Go on in a segment of the present format version: a former one may not be what is written now."""
+        if self._next_lsn > self._segments[-1]:
+            self.rotate()
+            return
+        # There is no frame in it, and its header is no longer than a sector, which is written whole or not at all.
+        unused = self._open_file()
+        self._segments.pop()
+        self._chain = header.chain
+        self._begin_segment()
+        unused.close()
 
     def _begin_segment(self) -> None:
         name = segment_name(self._folder, self._next_lsn)

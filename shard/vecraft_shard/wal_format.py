@@ -6,7 +6,7 @@ A log is a run of segment files ``<first LSN, 20 digits>.wal``; numbers are litt
               │ segment header │ frame   │ frame   │  …  │ zeros, laid ahead          │
               └────────────────┴─────────┴─────────┴─────┴────────────────────────────┘
     segment    0  magic "VCRFTWAL"             8
-    header     8  format version               u32   1
+    header     8  format version               u32   2    of the records' payloads, too; 1: see below
     64 bytes  12  chain                        u32   header CRC of the last frame before this segment (0: none)
               16  first LSN                    u64   also the file's name
               24  epoch that made it           u64
@@ -36,6 +36,9 @@ so a frame of another segment, or one forged inside a payload, is not valid here
 that none can be missing. The *durable LSN* tells a crash from damage: bytes of a frame may be missing only if it was
 not synced yet, so a valid later frame that says it was is proof of damage (:meth:`FrameReader.proof_of_damage`).
 
+Segments of version 1 are read, and never written to: their deletions do not say which snapshot a filter found them at
+(:mod:`vecraft_shard.records`), so a program that knows no other would pass over it where it stands.
+
 This module deliberately knows one segment at a time: :mod:`vecraft_shard.wal_replay` strings segments together and
 :mod:`vecraft_shard.wal` writes them.
 """
@@ -55,7 +58,10 @@ from vecraft_data_model.ports import File
 
 SEGMENT_MAGIC = b"VCRFTWAL"
 FRAME_MAGIC = b"VCFR"
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
+"""Of the segments that are written."""
+READABLE_VERSIONS = (1, FORMAT_VERSION)
+_FRAME_VERSION = 1
 
 _SEGMENT = struct.Struct("<8sIIQQQ20xI")
 _FRAME = struct.Struct("<4sHxxQQQQIIII")
@@ -64,7 +70,7 @@ _CRC = struct.Struct("<I")
 SEGMENT_HEADER_BYTES = _SEGMENT.size
 FRAME_HEADER_BYTES = _FRAME.size
 RECORD_HEADER_BYTES = _RECORD.size
-_FRAME_START = struct.Struct("<4sHxx").pack(FRAME_MAGIC, FORMAT_VERSION)
+_FRAME_START = struct.Struct("<4sHxx").pack(FRAME_MAGIC, _FRAME_VERSION)
 _PADDING = tuple(bytes(n) for n in range(8))
 
 MAX_RECORD_BYTES = 2**32 - 1
@@ -92,10 +98,11 @@ class SegmentHeader:
     epoch: int
     salt: int
     chain: int
+    version: int = FORMAT_VERSION
 
     def encode(self) -> bytes:
         """Return the 64 bytes of the header."""
-        data = _SEGMENT.pack(SEGMENT_MAGIC, FORMAT_VERSION, self.chain, self.first_lsn, self.epoch, self.salt, 0)
+        data = _SEGMENT.pack(SEGMENT_MAGIC, self.version, self.chain, self.first_lsn, self.epoch, self.salt, 0)
         return data[:-4] + _CRC.pack(crc32c(data[:-4]))
 
     @property
@@ -108,18 +115,27 @@ class SegmentHeader:
         """Read a header back.
 
         Raises:
-            CorruptionError: It is not a segment header, is damaged, or of another format version.
+            CorruptionError: It is not a segment header, is damaged, or of a format version that this build cannot read.
         """
         if len(data) < SEGMENT_HEADER_BYTES or data[:8] != SEGMENT_MAGIC:
             raise CorruptionError(f"{name} at 0: not a segment of a write-ahead log", file=name, offset=0)
-        _, version, chain, first_lsn, epoch, salt, crc = _SEGMENT.unpack_from(data)
-        if crc32c(data[: SEGMENT_HEADER_BYTES - 4]) != crc:
+        if not SegmentHeader.is_whole(data):
             raise CorruptionError(f"{name} at 0: the segment header does not match its checksum", file=name, offset=0)
-        if version != FORMAT_VERSION:
+        _, version, chain, first_lsn, epoch, salt, _ = _SEGMENT.unpack_from(data)
+        if version not in READABLE_VERSIONS:
+            readable = " and ".join(map(str, READABLE_VERSIONS))
             raise CorruptionError(
-                f"{name} at 0: format version {version}, this build reads {FORMAT_VERSION}", file=name, offset=0
+                f"{name} at 0: format version {version}, this build reads {readable}", file=name, offset=0
             )
-        return SegmentHeader(first_lsn=first_lsn, epoch=epoch, salt=salt, chain=chain)
+        return SegmentHeader(first_lsn=first_lsn, epoch=epoch, salt=salt, chain=chain, version=version)
+
+    @staticmethod
+    def is_whole(data: bytes) -> bool:
+        """Whether these bytes begin with a segment header, of any format version, as it was written."""
+        if len(data) < SEGMENT_HEADER_BYTES or data[:8] != SEGMENT_MAGIC:
+            return False
+        crc: int = _SEGMENT.unpack_from(data)[-1]
+        return crc32c(data[: SEGMENT_HEADER_BYTES - 4]) == crc
 
 
 class FrameHeader(NamedTuple):
@@ -198,7 +214,7 @@ def encode_frame(
     body_crc = crc32c(memoryview(head)[FRAME_HEADER_BYTES:], seed)
     for chunk in chunks[1:]:
         body_crc = crc32c(chunk, body_crc)
-    fields = (FRAME_MAGIC, FORMAT_VERSION, first_lsn, durable_lsn, epoch, body_length, len(records), chain, body_crc)
+    fields = (FRAME_MAGIC, _FRAME_VERSION, first_lsn, durable_lsn, epoch, body_length, len(records), chain, body_crc)
     crc = crc32c(_FRAME.pack(*fields, 0)[:-4], seed)
     _FRAME.pack_into(head, 0, *fields, crc)
     return chunks, FRAME_HEADER_BYTES + body_length, crc
@@ -244,6 +260,7 @@ class FrameReader:
     """Reads the frames of one segment in order, up to the first bytes that are not a valid frame.
 
     Attributes:
+        header: The segment's.
         offset: Where the next frame begins; after :meth:`frames` is exhausted, where the valid frames end.
         chain: Header CRC of the last frame read (the seed, before the first).
         next_lsn: LSN that the next frame must begin with.
@@ -256,6 +273,7 @@ class FrameReader:
         self._size = file.size()
         self._window = memoryview(b"")
         self._base = 0
+        self.header = header
         self.seed = header.seed
         self.offset = SEGMENT_HEADER_BYTES
         self.chain = self.seed

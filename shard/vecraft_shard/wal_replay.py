@@ -155,14 +155,11 @@ class LogReader:
         name = segment_name(self._folder, first_lsn)
         file = self._disk.open(name)
         try:
-            if file.size() > SEGMENT_HEADER_BYTES:
-                return False
-            SegmentHeader.decode(file.pread(SEGMENT_HEADER_BYTES, 0), name)
-        except CorruptionError:
-            return True
+            return file.size() <= SEGMENT_HEADER_BYTES and not SegmentHeader.is_whole(
+                file.pread(SEGMENT_HEADER_BYTES, 0)
+            )
         finally:
             file.close()
-        return False
 
     def _reader(self, file: File, name: str, first_lsn: int) -> FrameReader:
         """Check a segment's header against its name and the segment before, and return a reader of its frames."""
