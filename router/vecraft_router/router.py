@@ -71,6 +71,10 @@ class Router:
         """
         return self.state.deadline(timeout)
 
+    def moment(self) -> float:
+        """Return the present, in the ``Clock.monotonic`` seconds of deadlines."""
+        return self.state.clock.monotonic()
+
     def new_txn_id(self) -> str:
         """Return a fresh transaction id (UUIDv7)."""
         return self.state.new_txn_id()

@@ -15,6 +15,8 @@ change before the commit, that is a conflict anyway (first committer wins).
 Isolation: ``snapshot`` (no lost updates; write skew is possible) or ``serializable`` (records read *by id* are
 validated too; searches, scans and counts are not predicate-locked).
 
+A transaction that lasts pins its snapshot (:mod:`vecraft_router.pinning`), so that its history stays readable.
+
 A commit changes the catalog first and then writes records, in one step for everybody else: what was written to a
 collection before this transaction dropped it needs not be written at all.
 
@@ -60,6 +62,7 @@ from vecraft_router.draft_catalog import DraftCatalog
 from vecraft_router.effects import Flow
 from vecraft_router.merging import concat_rows, in_order_of, merge_pages, take_rows
 from vecraft_router.options import DEFAULT_OPTIONS, ReadOptions
+from vecraft_router.pinning import HeldSnapshot
 from vecraft_router.results import Commit, Found
 from vecraft_router.write_buffer import WriteBuffer
 
@@ -109,6 +112,7 @@ class InteractiveTransaction:
         self._catalog: DraftCatalog | None = None
         self._buffers: dict[str, WriteBuffer] = {}
         self._reads: dict[tuple[str, str], None] = {}
+        self._held = HeldSnapshot(router)
 
     def begin(self, *, deadline: float | None = None) -> Flow[int]:
         """Choose the snapshot, if that was not done yet, and return it. Every other method begins with this."""
@@ -117,6 +121,7 @@ class InteractiveTransaction:
         if self.snapshot is None:
             options = msgspec.structs.replace(self._options, deadline=deadline)
             self.snapshot = yield from self._router.choose_snapshot(options)
+            self._held.begin(self.snapshot)
         if self._catalog is None:
             self._catalog = DraftCatalog((yield from self._router.list_collections(self._at(deadline))))
         return self.snapshot
@@ -220,11 +225,20 @@ class InteractiveTransaction:
         return commit
 
     def abort(self) -> None:
-        """Drop everything. No shard has to be told."""
+        """Drop everything. No shard has to be told, but of the pin (:meth:`release`)."""
         if self.ended is None:
             self.ended = "aborted"
             self._buffers.clear()
             self._catalog = None
+
+    @property
+    def pinned(self) -> bool:
+        """Whether shards may keep history for it, until they hear of its end by :meth:`release`, or for minutes."""
+        return self._held.pin_id is not None
+
+    def release(self) -> Flow[None]:
+        """Let go of the snapshot's pin, if it has one. Raises nothing: a pin runs out by itself."""
+        return self._held.release()
 
     # ------------------------------------------------------------------------------------------------- reads
 
@@ -340,6 +354,7 @@ class InteractiveTransaction:
     def _drafted(self, deadline: float | None) -> Flow[DraftCatalog]:
         """Return the catalog as this transaction sees it."""
         yield from self.begin(deadline=deadline)
+        yield from self._held.keep(deadline)
         if self._catalog is None:
             raise RuntimeError("a transaction that has begun knows the catalog")
         return self._catalog

@@ -129,8 +129,8 @@ class AsyncTransaction(_Reads, AbstractAsyncContextManager["AsyncTransaction"]):
     """Reads at one snapshot that also see what is changed here, and changes that are committed all at once.
 
     Changes are records written and deleted, and collections and aliases made, altered and dropped.
-    The snapshot is not pinned: once its history is reclaimed (after ``history_retention_s``), reads and the commit fail
-    with ``SnapshotTooOldError``.
+    The snapshot stays readable for ``history_retention_s``, and, in a transaction that lasts, for five minutes from its
+    last call, whichever is later; after that, reads and the commit fail with ``SnapshotTooOldError``.
 
     Attributes:
         result: The commit's id, timestamp and count; None until it is committed.
@@ -243,10 +243,14 @@ class AsyncTransaction(_Reads, AbstractAsyncContextManager["AsyncTransaction"]):
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if kind is not None:
-            self.abort()
-        elif self._transaction.ended is None:
-            await self.commit()
+        try:
+            if kind is not None:
+                self.abort()
+            elif self._transaction.ended is None:
+                await self.commit()
+        finally:
+            if self._transaction.pinned:
+                await self._engine.run_async(self._transaction.release())
 
 
 class AsyncSnapshot(_Reads, AbstractAsyncContextManager["AsyncSnapshot"]):
@@ -260,7 +264,7 @@ class AsyncSnapshot(_Reads, AbstractAsyncContextManager["AsyncSnapshot"]):
     @property
     def timestamp(self) -> int:
         """The timestamp that is read at (the ``as_of`` of other reads); 0 outside the ``async with`` block."""
-        return self._view.pin.snapshot if self._view.pin is not None else 0
+        return self._view.held.snapshot or 0
 
     async def __aenter__(self) -> Self:
         await self._engine.run_async(self._view.open(self._opening))

@@ -38,6 +38,10 @@ class FlowRouter(Protocol):
         """Return the moment that lies ``timeout`` seconds ahead (None: the configured default)."""
         ...
 
+    def moment(self) -> float:
+        """Return the present, in the seconds of deadlines."""
+        ...
+
     def new_txn_id(self) -> str:
         """Return a fresh transaction id."""
         ...

@@ -98,6 +98,10 @@ class RestRouter:
         seconds = check_timeout(timeout)
         return self._clock.monotonic() + (self._timeout_s if seconds is None else seconds)
 
+    def moment(self) -> float:
+        """Return the present, in the ``Clock.monotonic`` seconds of deadlines."""
+        return self._clock.monotonic()
+
     def new_txn_id(self) -> str:
         """Return a fresh transaction id (UUIDv7)."""
         return new_txn_id(self._clock.now_ms())

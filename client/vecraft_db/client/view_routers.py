@@ -11,7 +11,6 @@ What has no meaning in a view (a consistency level, another moment; in a snapsho
 
 from __future__ import annotations
 
-import time
 from collections.abc import Sequence
 
 from vecraft_data_model.errors import InvalidDataException
@@ -30,11 +29,9 @@ from vecraft_data_model.packets import CollectionInfo, CommitResult
 from vecraft_data_model.search_options import SearchOptions
 from vecraft_db.client.engine import Flow, FlowRouter
 from vecraft_router.options import DEFAULT_OPTIONS, ReadOptions
-from vecraft_router.results import Commit, Found, Pin
+from vecraft_router.pinning import HeldSnapshot
+from vecraft_router.results import Commit, Found
 from vecraft_router.transactions import InteractiveTransaction
-
-SNAPSHOT_TTL_MS = 300_000
-_RENEW_AFTER_S = SNAPSHOT_TTL_MS / 1000 / 3
 
 
 class TransactionRouter:
@@ -176,42 +173,31 @@ class SnapshotRouter:
         router: The router to read by.
 
     Attributes:
-        pin: The lease on the timestamp; None before :meth:`open` and after :meth:`close`.
+        held: The snapshot, and the lease on it.
     """
 
     def __init__(self, router: FlowRouter) -> None:
         self._router = router
-        self._renew_at = 0.0
-        self.pin: Pin | None = None
+        self.held = HeldSnapshot(router)
 
     def open(self, options: ReadOptions) -> Flow[int]:
         """Choose and pin the snapshot."""
-        self.pin = yield from self._router.pin(None, ttl_ms=SNAPSHOT_TTL_MS, options=options)
-        self._renew_at = time.monotonic() + _RENEW_AFTER_S
-        return self.pin.snapshot
+        return self.held.open(options)
 
     def close(self) -> Flow[None]:
         """Let go of it."""
-        pin, self.pin = self.pin, None
-        if pin is not None:
-            yield from self._router.release(pin.pin_id)
+        return self.held.release()
 
     def deadline(self, timeout: float | None = None) -> float:
         """As the router's."""
         return self._router.deadline(timeout)
 
     def _at(self, options: ReadOptions) -> Flow[ReadOptions]:
-        if self.pin is None:
+        snapshot = self.held.snapshot
+        if snapshot is None:
             raise InvalidDataException("this snapshot is not open: use it inside its with block")
-        if time.monotonic() >= self._renew_at:
-            self.pin = yield from self._router.pin(
-                self.pin.snapshot,
-                ttl_ms=SNAPSHOT_TTL_MS,
-                pin_id=self.pin.pin_id,
-                options=ReadOptions(deadline=options.deadline),
-            )
-            self._renew_at = time.monotonic() + _RENEW_AFTER_S
-        return ReadOptions(as_of=self.pin.snapshot, deadline=options.deadline, partial=options.partial)
+        yield from self.held.keep(options.deadline)
+        return ReadOptions(as_of=snapshot, deadline=options.deadline, partial=options.partial)
 
     def get(
         self, collection: str, ids: Sequence[str], options: ReadOptions = DEFAULT_OPTIONS, *, with_vectors: bool = True

@@ -136,8 +136,8 @@ class Transaction(_Reads, AbstractContextManager["Transaction"]):
     """Reads at one snapshot that also see what is changed here, and changes that are committed all at once.
 
     Changes are records written and deleted, and collections and aliases made, altered and dropped.
-    The snapshot is not pinned: once its history is reclaimed (after ``history_retention_s``), reads and the commit fail
-    with ``SnapshotTooOldError``.
+    The snapshot stays readable for ``history_retention_s``, and, in a transaction that lasts, for five minutes from its
+    last call, whichever is later; after that, reads and the commit fail with ``SnapshotTooOldError``.
 
     Attributes:
         result: The commit's id, timestamp and count; None until it is committed.
@@ -250,10 +250,14 @@ class Transaction(_Reads, AbstractContextManager["Transaction"]):
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if kind is not None:
-            self.abort()
-        elif self._transaction.ended is None:
-            self.commit()
+        try:
+            if kind is not None:
+                self.abort()
+            elif self._transaction.ended is None:
+                self.commit()
+        finally:
+            if self._transaction.pinned:
+                self._engine.run(self._transaction.release())
 
 
 class Snapshot(_Reads, AbstractContextManager["Snapshot"]):
@@ -267,7 +271,7 @@ class Snapshot(_Reads, AbstractContextManager["Snapshot"]):
     @property
     def timestamp(self) -> int:
         """The timestamp that is read at (the ``as_of`` of other reads); 0 outside the ``with`` block."""
-        return self._view.pin.snapshot if self._view.pin is not None else 0
+        return self._view.held.snapshot or 0
 
     def __enter__(self) -> Self:
         self._engine.run(self._view.open(self._opening))

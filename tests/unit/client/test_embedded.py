@@ -12,6 +12,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from gateway_thread import serving
 
 from vecraft_data_model import CollectionSchema, DataPacket, QueryPacket
 from vecraft_data_model.errors import (
@@ -24,6 +25,7 @@ from vecraft_data_model.errors import (
 )
 from vecraft_db.client.async_client import AsyncVecraftClient
 from vecraft_db.client.vecraft_client import VecraftClient
+from vecraft_router import pinning
 
 QUICKSTART = """
 import numpy as np
@@ -271,6 +273,41 @@ def test_a_snapshot_holds_its_history() -> None:
         assert client.count("c") == 5
         with pytest.raises(InvalidDataException, match="with"):
             view.count("c")
+
+
+def test_a_transaction_that_lasts_holds_its_history(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(pinning, "PIN_AFTER_S", 0.0)
+    with serving(root=str(tmp_path / "data"), shards=2, history_retention_s=0.4) as url:
+        with VecraftClient(url=url) as remote:
+            hold_and_release(remote)
+    with VecraftClient(root=":memory:", history_retention_s=0.4) as client:
+        hold_and_release(client)
+
+
+def hold_and_release(client: VecraftClient) -> None:
+    """Read at one snapshot for longer than history is kept for everybody, then let it go."""
+    fill(client, 10)
+    with client.transaction() as tx:
+        assert tx.count("c") == 10
+        client.delete_many("c", where={"i": {"$gte": 5}})
+        time.sleep(0.6)
+        client.checkpoint(compact=True)
+        assert tx.count("c") == 10
+        assert len(list(tx.scan("c"))) == 10
+        tx.insert("c", DataPacket("own", [1, 2, 3, 4]))
+        snapshot = tx.snapshot
+    assert client.count("c") == 6
+    client.checkpoint(compact=True)
+    with pytest.raises(SnapshotTooOldError):
+        client.count("c", as_of=snapshot)
+    with pytest.raises(KeyError), client.transaction() as tx:
+        assert tx.count("c") == 6
+        raise KeyError("changed my mind")
+    client.delete("c", "r000")
+    time.sleep(0.6)
+    client.checkpoint(compact=True)
+    with pytest.raises(SnapshotTooOldError):
+        client.count("c", as_of=tx.snapshot)
 
 
 async def test_asynchronous_callers_share_one_client(tmp_path: Path) -> None:
