@@ -27,7 +27,8 @@ from vecraft_data_model.messages import Float32Array, Search
 from vecraft_shard.indexes.rowset import RowSet
 from vecraft_shard.indexes.tail import Found
 from vecraft_shard.planner import Costs
-from vecraft_shard.search import SearchView, explain_search
+from vecraft_shard.search import explain_search
+from vecraft_shard.search_view import SearchView
 
 _PER_GROUP: Final = 3
 _LIST_MIN: Final = 32

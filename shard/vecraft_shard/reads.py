@@ -62,8 +62,8 @@ class CollectionView:
     """One collection at one snapshot, as the search executor sees it."""
 
     __slots__ = (
-        "all_visible", "begin", "changes", "collection", "column", "ef", "end", "hnsw", "hot_filters", "ids", "indexed",
-        "matching", "norms", "rows", "schema", "snapshot",
+        "alive", "all_visible", "begin", "changes", "collection", "column", "ef", "end", "hnsw", "hot_filters", "ids",
+        "indexed", "matching", "norms", "rows", "schema", "snapshot",
     )  # fmt: skip
 
     def __init__(self, collection: Collection, snapshot: int, ef: int) -> None:
@@ -80,6 +80,7 @@ class CollectionView:
         self.end = versions.end
         self.ids: Sequence[str] = versions.ids
         self.changes = versions.changes
+        self.alive = versions.alive
         self.all_visible = versions.all_visible(snapshot)
         self.ef = ef
         self.hot_filters: HotFilters | None = collection.hot_filters

@@ -11,25 +11,24 @@
 
 ``exact=True`` scans whatever it costs. Nothing here reads payloads or knows of other shards.
 
-A search of everything, where the snapshot sees all rows and none is fresh, takes a short cut that adds a few
-microseconds to the graph's own time.
+A search of everything, where the snapshot sees nearly all rows and few are fresh, takes a short cut
+(:mod:`vecraft_shard.short_cut`) that adds some microseconds to the graph's own time.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any, Final, Protocol
+from collections.abc import Iterator
+from typing import Any, Final
 
+import msgspec
 import numpy as np
 import numpy.typing as npt
 
-from vecraft_data_model.filters import DocumentFilter, Filter
 from vecraft_data_model.messages import Search
-from vecraft_data_model.schema import CollectionSchema
 from vecraft_shard.indexes.hnsw import HnswIndex
-from vecraft_shard.indexes.hot import HotFilter, HotFilters
+from vecraft_shard.indexes.hot import HotFilter
 from vecraft_shard.indexes.rowset import RowSet
-from vecraft_shard.indexes.tail import Found, ScanSource, VectorSource, nearest, scan_range, scan_rows
+from vecraft_shard.indexes.tail import Found, ScanSource, joined, nearest, scan_range, scan_rows, within
 from vecraft_shard.indexes.walk_mask import WalkMask
 from vecraft_shard.planner import (
     NOMINAL_COSTS,
@@ -42,55 +41,14 @@ from vecraft_shard.planner import (
     graph_cost,
     overfetch_depth,
 )
+from vecraft_shard.search_view import Float32Array, Int64Array, SearchView, seen
+from vecraft_shard.short_cut import walk_nearly_all
 
-Float32Array = npt.NDArray[np.float32]
 Float64Array = npt.NDArray[np.float64]
-Int64Array = npt.NDArray[np.int64]
 BoolArray = npt.NDArray[np.bool_]
 
 _SAMPLED_ROWS: Final = 512
 _DEEPER: Final = 4
-_ROWS_PER_STEP: Final = 64
-"""With so many rows per step of depth the graph is faster than a scan, and the planner need not be asked."""
-
-
-class SearchView(Protocol):
-    """One collection at one snapshot. Nothing in it changes while a search runs: the owner holds the latch.
-
-    Attributes:
-        schema: Of the collection.
-        snapshot: Row ``r`` is seen iff ``begin[r] <= snapshot < end[r]``.
-        rows: Rows there are; ``begin``, ``end``, ``ids``, ``norms`` are at least as long.
-        indexed: Rows below are in ``hnsw``.
-        column: Their vectors.
-        norms: Euclidean norms of the rows; without them a scan computes them on the way.
-        hnsw: The graph; None: there is none.
-        begin, end: Commit timestamps, int64.
-        ids: Record ids.
-        changes: How often a version was added or ended.
-        all_visible: Whether the snapshot sees all rows.
-        ef: Search depth where a request asks for none.
-        hot_filters: What is known of filters used before; None: nothing is kept.
-    """
-
-    schema: CollectionSchema
-    snapshot: int
-    rows: int
-    indexed: int
-    column: VectorSource
-    norms: Float32Array | None
-    hnsw: HnswIndex | None
-    begin: Int64Array
-    end: Int64Array
-    ids: Sequence[str]
-    changes: int
-    all_visible: bool
-    ef: int
-    hot_filters: HotFilters | None
-
-    def matching(self, where: Filter | None, where_document: DocumentFilter | None) -> RowSet | None:
-        """The rows, of any version, that match; None without a filter."""
-        ...
 
 
 def run_search(view: SearchView, request: Search, threads: int = 1, costs: Costs = NOMINAL_COSTS) -> list[Found]:
@@ -105,19 +63,16 @@ def run_search(view: SearchView, request: Search, threads: int = 1, costs: Costs
     Returns:
         Rows (int64) and distances (float32) per query, nearest first, ties by record id: ``k``, or all there are.
     """
-    options = request.options
-    if (
-        view.all_visible
-        and options.where is None
-        and options.where_document is None
-        and not options.exact
-        and view.hnsw is not None
-        and view.indexed == view.rows >= _ROWS_PER_STEP * max(options.ef or view.ef, options.k)
-    ):
-        found = _walk_everything(view, view.hnsw, request, threads)
-        if found is not None:
-            return found
-    return _Execution(view, request, threads, costs).run()
+    found = walk_nearly_all(view, request, threads)
+    if found is None:
+        return _Execution(view, request, threads, costs).run()
+    left = [i for i, answer in enumerate(found) if answer is None]
+    again: Iterator[Found] = iter(())
+    if left:
+        rest = msgspec.structs.replace(request, queries=request.queries[left])
+        again = iter(_Execution(view, rest, threads, costs).run())
+    answers = [next(again) if answer is None else answer for answer in found]
+    return within(answers, request.options.max_distance)
 
 
 def explain_search(
@@ -131,30 +86,6 @@ def explain_search(
     execution = _Execution(view, request, threads, costs)
     found = execution.run()
     return found, execution.explain(found)
-
-
-def _walk_everything(view: SearchView, hnsw: HnswIndex, request: Search, threads: int) -> list[Found] | None:
-    """The short cut. None if the graph yields too few."""
-    k, max_distance = request.options.k, request.options.max_distance
-    labels, distances = hnsw.search(request.queries, k, request.options.ef or view.ef, threads)
-    if labels.shape[1] < k or not len(labels):
-        return None
-    if len(labels) == 1:  # a few numbers are dealt with faster by Python than by numpy
-        rows, measured = labels[0], distances[0]
-        values = measured.tolist()
-        clean = values[0] >= 0 or view.schema.metric == "ip"
-        if clean and rows[-1] >= 0 and len(set(values)) == k and max_distance is None:
-            return [(rows, measured)]
-    if labels[:, -1].min() < 0:
-        return None
-    if view.schema.metric == "cosine":
-        distances = np.maximum(distances, 0)  # rounding
-    found = list(zip(labels, distances, strict=True))
-    tied = distances[:, 1:] == distances[:, :-1]
-    if tied.any():
-        for line in np.flatnonzero(tied.any(axis=1)).tolist():
-            found[line] = nearest(*found[line], k, view.ids)
-    return found if max_distance is None else _within(found, max_distance)
 
 
 class _Execution:
@@ -191,7 +122,7 @@ class _Execution:
         plan = choose_plan(task, self.costs)
         self.chosen = task, plan
         found = self._scan(queries) if plan.kind == "exact" else self._walk(task, plan)
-        return _within(found, options.max_distance)
+        return within(found, options.max_distance)
 
     def explain(self, found: list[Found]) -> dict[str, Any]:
         """What was planned, and what it took, after :meth:`run` has answered this."""
@@ -261,11 +192,6 @@ class _Execution:
         first = view.rows - len(self.visible_mask)
         return self.visible_mask[lo - first : hi - first]
 
-    def _visible_at(self, rows: Int64Array) -> BoolArray:
-        view = self.view
-        seen: BoolArray = (view.begin[rows] <= view.snapshot) & (view.end[rows] > view.snapshot)
-        return seen
-
     # ---------------------------------------------------------------------------------------------- plans
 
     def _scan(self, queries: Float32Array) -> list[Found]:
@@ -281,7 +207,7 @@ class _Execution:
         rows, vectors = matching.rows(), None
         if self.hot is not None and view.hot_filters is not None:
             vectors = view.hot_filters.vectors(self.hot, matching, view.column, view.rows, view.schema.dim)
-        counting = None if view.all_visible else self._visible_at(rows)
+        counting = None if view.all_visible else seen(view, rows)
         return scan_rows(self.source, queries, self.k, rows, vectors, counting)
 
     def _walk(self, task: Task, plan: Plan) -> list[Found]:
@@ -291,7 +217,7 @@ class _Execution:
         tail = self._scan_tail(queries)
         found = [
             nearest(rows, distances, self.k, self.view.ids)
-            for rows, distances in (settled if tail is None else map(_joined, settled, tail))
+            for rows, distances in (settled if tail is None else map(joined, settled, tail))
         ]
         # Whether a query found enough is judged by the graph's part alone: the tail's says nothing about what it
         # missed.
@@ -338,7 +264,7 @@ class _Execution:
                 if len(settled[i][0]) < self.k:
                     left.append(place)
                 else:
-                    both = settled[i] if tail is None else _joined(settled[i], tail[i])
+                    both = settled[i] if tail is None else joined(settled[i], tail[i])
                     found[place] = nearest(*both, self.k, self.view.ids)
             short, depth = left, depth * _DEEPER
         if short:
@@ -391,7 +317,7 @@ class _Execution:
         if self.matching is not None:
             good &= self.matching.contains(labels.ravel()).reshape(labels.shape)
         if not view.all_visible:
-            good &= self._visible_at(labels.ravel()).reshape(labels.shape)
+            good &= seen(view, labels)
         settled = [
             (line[places], measured[places])
             for line, measured, places in zip(
@@ -414,18 +340,3 @@ class _Execution:
             return None
         self.scanned += len(queries) * (hi - lo)
         return scan_range(self.source, queries, self.k, lo, hi, keep)
-
-
-def _joined(left: Found, right: Found) -> Found:
-    return np.concatenate((left[0], right[0])), np.concatenate((left[1], right[1]))
-
-
-def _within(found: list[Found], max_distance: float | None) -> list[Found]:
-    """Leave out what is farther than ``max_distance``."""
-    if max_distance is None:
-        return found
-    cut = []
-    for rows, distances in found:
-        size = int(np.searchsorted(distances.astype(np.float64), max_distance, side="right"))
-        cut.append((rows[:size], distances[:size]))
-    return cut

@@ -21,7 +21,7 @@ from vecraft_data_model.messages import Float32Array, Search
 from vecraft_data_model.text_ranking import Bm25, TextQuery, TextStatistics
 from vecraft_shard.indexes.tail import Found, nearest, take
 from vecraft_shard.indexes.words import WordIndex
-from vecraft_shard.search import SearchView
+from vecraft_shard.search_view import SearchView
 
 Int64Array = npt.NDArray[np.int64]
 BoolArray = npt.NDArray[np.bool_]

@@ -13,6 +13,8 @@ import vecraft_shard.compaction
 import vecraft_shard.integrity
 import vecraft_shard.participant
 import vecraft_shard.reads
+import vecraft_shard.search
+import vecraft_shard.short_cut
 import vecraft_shard.wal_replay
 from tests.simulation.mutations import Patch, mutant, nothing
 from vecraft_data_model.errors import VecraftError
@@ -219,6 +221,14 @@ def tail_not_scanned() -> list[Patch]:
     return [(_Execution, "_scan_tail", nothing)]
 
 
+@mutant("a search without a plan scans them, too", focus="graphs")
+def tail_cut_short() -> list[Patch]:
+    def no_rows(source: Any, queries: Any, k: int, lo: int, hi: int, keep: Any) -> Any:
+        return [(np.empty(0, np.int64), np.empty(0, np.float32))] * len(queries)
+
+    return [(vecraft_shard.short_cut, "scan_range", no_rows)]
+
+
 @mutant("rows leave the tail when they are in the graph, not before", focus="graphs")
 def out_of_the_tail_early() -> list[Patch]:
     original = Collection.index_slice
@@ -231,9 +241,19 @@ def out_of_the_tail_early() -> list[Patch]:
     return [(Collection, "index_slice", index_slice)]
 
 
+def all_of_them(view: Any, rows: Any) -> Any:
+    """Take all rows for visible."""
+    return np.ones(view.begin[rows].shape, bool)
+
+
 @mutant("candidates of the graph are held to the snapshot")
 def graph_shows_dead_rows() -> list[Patch]:
-    return [(_Execution, "_visible_at", lambda self, rows: np.ones(len(rows), bool))]
+    return [(vecraft_shard.search, "seen", all_of_them)]
+
+
+@mutant("so are those of a search without a plan", focus="graphs")
+def short_cut_shows_dead_rows() -> list[Patch]:
+    return [(vecraft_shard.short_cut, "seen", all_of_them)]
 
 
 # ------------------------------------------------------------------------------------------------- deletion by filter

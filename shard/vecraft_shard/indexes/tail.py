@@ -145,6 +145,22 @@ def nearest(rows: Int64Array, distances: Float32Array, k: int, ids: Sequence[str
     return rows[order], distances[order]
 
 
+def joined(left: Found, right: Found) -> Found:
+    """Both, unordered."""
+    return np.concatenate((left[0], right[0])), np.concatenate((left[1], right[1]))
+
+
+def within(found: list[Found], max_distance: float | None) -> list[Found]:
+    """Leave out what is farther than ``max_distance``."""
+    if max_distance is None:
+        return found
+    cut = []
+    for rows, distances in found:
+        size = int(np.searchsorted(distances.astype(np.float64), max_distance, side="right"))
+        cut.append((rows[:size], distances[:size]))
+    return cut
+
+
 def _scan_few(
     source: ScanSource, query: Float32Array, k: int, rows: Int64Array, vectors: npt.NDArray[np.floating]
 ) -> Found:

@@ -70,6 +70,7 @@ class View:
         self.ids: Sequence[str] = [f"r{i * 7919 % 100_003:06d}" for i in range(self.rows)]
         self.snapshot = 100
         self.changes = self.rows
+        self.alive = self.rows
         self.all_visible = True
         self.ef = 64
         self.hot_filters: HotFilters | None = HotFilters()
@@ -107,6 +108,7 @@ class View:
 def search(view: View, asked: Search, costs: Costs = NOMINAL, threads: int = 1) -> list[list[tuple[float, str]]]:
     """Search, the view kept in step with its timestamps; (distance, id) per query."""
     view.all_visible = bool(((view.begin <= view.snapshot) & (view.end > view.snapshot))[: view.rows].all())
+    view.alive = int((view.end[: view.rows] == INFINITY_TS).sum())
     found = run_search(view, asked, threads, costs)
     for rows in (rows.tolist() for rows, _ in found):
         assert len(set(rows)) == len(rows)
@@ -339,6 +341,94 @@ def test_the_short_cut_orders_ties_by_id_and_keeps_distances_in_range() -> None:
         for line in together:
             assert line == sorted(line)
             assert metric == "ip" or line[0][0] >= 0
+
+
+class Bypassed(Exception):
+    """The short cut was not taken."""
+
+
+@pytest.fixture
+def only_short_cuts(monkeypatch: pytest.MonkeyPatch) -> None:
+    def planned(*_: object) -> None:
+        raise Bypassed
+
+    monkeypatch.setattr("vecraft_shard.search._Execution", planned)
+
+
+@pytest.mark.usefixtures("only_short_cuts")
+@pytest.mark.parametrize("metric", ["l2", "cosine"])
+def test_old_versions_and_fresh_rows_leave_the_short_cut_open(metric: str) -> None:
+    rng = np.random.default_rng(31)
+    vectors = rng.normal(size=(6000, 16)).astype(np.float32)
+    view = View(vectors, [None] * 6000, metric, indexed=5800)
+    view.begin = np.arange(6000) + 1
+    view.end[rng.random(6000) < 0.15] = 6100
+    for snapshot in (7000, 5700):  # the second is older than the newest rows
+        view.snapshot = snapshot
+        for queries in (vectors[100:101], vectors[5650:5651], vectors[:5990:300]):
+            asked = request(queries, 10, max_distance=30.0)
+            found, expected = search(view, asked), view.expected(asked)
+            assert [len(line) for line in found] == [len(line) for line in expected]
+            assert recall(found, expected) >= 0.97
+    for change in ("indexed", "alive", "snapshot"):
+        before = view.indexed, view.end.copy(), view.snapshot
+        view.snapshot = 7000
+        match change:
+            case "indexed":
+                view.indexed = 5000
+            case "alive":
+                view.end[::3] = 6100
+            case "snapshot":
+                view.snapshot = 3000
+        with pytest.raises(Bypassed):
+            search(view, request(vectors[:1], 10))
+        view.indexed, view.end, view.snapshot = before
+
+
+def test_queries_among_dead_rows_leave_the_short_cut_alone() -> None:
+    rng = np.random.default_rng(32)
+    vectors = rng.normal(size=(6000, 16)).astype(np.float32)
+    vectors[:600] *= 0.01
+    view = View(vectors, [None] * 6000)
+    view.end[:595] = 50
+    queries = np.concatenate((vectors[1000:1020], vectors[:5], vectors[2000:2010]))
+    asked = request(queries, 10)
+    found, expected = search(view, asked), view.expected(asked)
+    assert all(len(line) == 10 for line in found) and recall(found, expected) >= 0.97
+    found = search(view, request(queries, 10, max_distance=expected[0][4][0]))
+    assert [len(line) for line in found] == [
+        sum(distance <= expected[0][4][0] for distance, _ in line) for line in expected
+    ]
+
+
+@examples(80)
+@given(
+    seed=st.integers(0, 2**32 - 1),
+    metric=st.sampled_from(["l2", "cosine", "ip"]),
+    k=st.sampled_from([1, 3, 10]),
+    count=st.sampled_from([1, 7]),
+    snapshot=st.integers(900, 1000),
+    fresh=st.integers(0, 20),
+)
+def test_the_short_cut_answers_as_brute_force_does(
+    seed: int, metric: str, k: int, count: int, snapshot: int, fresh: int
+) -> None:
+    rng = np.random.default_rng(seed)
+    vectors = rng.normal(size=(500, 6)).astype(np.float32)
+    vectors[rng.random(500) < 0.1] = 1  # ties, some of them dead
+    view = View(vectors, [None] * 500, metric, indexed=500 - fresh)
+    view.begin = np.sort(rng.integers(1, 1000, 500))
+    view.end[rng.random(500) < 0.2] = rng.integers(900, 1000)
+    view.end = np.maximum(view.end, view.begin + 1)
+    view.snapshot = snapshot
+    asked = request(rng.normal(size=(count, 6)).astype(np.float32), k, ef=200)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("vecraft_shard.short_cut._ROWS_PER_STEP", 1)
+        found = search(view, asked)
+    expected = view.expected(asked)
+    for line, want in zip(found, expected, strict=True):
+        assert line == sorted(line), "ties by record id"
+        np.testing.assert_allclose([d for d, _ in line], [d for d, _ in want], rtol=1e-3, atol=1e-4)
 
 
 def test_copies_of_hot_filters_stay_right_while_rows_are_added() -> None:
