@@ -148,6 +148,21 @@ class InteractiveTransaction:
         yield from self._check_expected(buffer, delete.collection, delete.ids, delete.expect, deadline)
         buffer.delete(delete.ids, self._committed_as(delete.collection))
 
+    def write(self, mutation: Mutation, *, deadline: float | None = None) -> Flow[None]:
+        """Make any change: :meth:`put`, :meth:`delete` or :meth:`change_catalog`."""
+        if isinstance(mutation, Put):
+            return self.put(mutation, deadline=deadline)
+        if isinstance(mutation, Delete):
+            return self.delete(mutation, deadline=deadline)
+        return self.change_catalog(mutation, deadline=deadline)
+
+    def mutations(self) -> list[Mutation]:
+        """Return what is to be committed: all changes of the catalog, then each record's last write."""
+        mutations: list[Mutation] = [] if self._catalog is None else list(self._catalog.steps)
+        for name in sorted(self._buffers):
+            mutations.extend(self._buffers[name].mutations())
+        return mutations
+
     def delete_where(
         self,
         collection: str,
@@ -203,9 +218,7 @@ class InteractiveTransaction:
         this again, and it is carried out once.
         """
         snapshot = yield from self.begin(deadline=deadline)
-        mutations: list[Mutation] = [] if self._catalog is None else list(self._catalog.steps)
-        for name in sorted(self._buffers):
-            mutations.extend(self._buffers[name].mutations())
+        mutations = self.mutations()
         if not mutations:
             # what was read is one consistent cut already: a transaction that only reads is serializable as it is
             self.ended = "committed"

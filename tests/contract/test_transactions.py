@@ -105,6 +105,31 @@ def test_deleting_by_filter_inside_sees_own_writes(client: VecraftClient, collec
     assert [packet.record_id for packet in client.scan(collection)] == ["r2", "r3", "r4"]
 
 
+def test_the_last_write_to_a_record_counts(client: VecraftClient, collection: str) -> None:
+    client.upsert(collection, [put("a", 1), put("b", 1), put("c", 1)])
+    with client.transaction() as tx:
+        tx.upsert(collection, [put("a", 2)])
+        tx.upsert(collection, [put("a", 3), put("new", 3)])
+        tx.delete_many(collection, ["b", "new"])
+        tx.insert(collection, put("b", 4))
+        tx.delete(collection, "c")
+    assert tx.result is not None and tx.result.count == 3
+    left = {packet.record_id: packet.metadata for packet in client.scan(collection)}
+    assert left == {"a": {"value": 3}, "b": {"value": 4}}
+
+
+def test_a_deletion_by_filter_inside_is_validated(client: VecraftClient, collection: str) -> None:
+    client.upsert(collection, [put("a", 1), put("b", 2)])
+    with pytest.raises(WriteConflictException, match="'a'"), client.transaction() as tx:
+        tx.delete_many(collection, where={"value": 1})
+        client.upsert(collection, [put("a", 1)])
+    assert value(client, collection, "a") == 1
+    with client.transaction() as tx:
+        assert tx.delete_many(collection, where={"value": 1}) == 1
+        client.upsert(collection, [put("late", 1)])
+    assert [packet.record_id for packet in client.scan(collection)] == ["b", "late"]
+
+
 def test_a_transaction_reads_one_moment(client: VecraftClient, collection: str) -> None:
     client.upsert(collection, [put("a", 1), put("b", 1)])
     with client.transaction() as tx:

@@ -71,13 +71,12 @@ class TransactionRouter:
         count, preimages = 0, None
         for mutation in mutations:
             if not isinstance(mutation, Put | Delete):
-                yield from self.transaction.change_catalog(mutation, deadline=deadline)
+                yield from self.transaction.write(mutation, deadline=deadline)
                 continue
             if want_preimages:
                 reply = yield from self.transaction.get(mutation.collection, mutation.ids, deadline=deadline)
                 preimages = reply.rows
             if isinstance(mutation, Put):
-                yield from self.transaction.put(mutation, deadline=deadline)
                 count += len(mutation.ids)
             else:
                 present: Rows = (
@@ -85,8 +84,8 @@ class TransactionRouter:
                         mutation.collection, mutation.ids, with_vectors=False, deadline=deadline
                     )
                 ).rows
-                yield from self.transaction.delete(mutation, deadline=deadline)
                 count += len(present.ids)
+            yield from self.transaction.write(mutation, deadline=deadline)
         return Commit(CommitResult(self.transaction.txn_id or "", 0, count), preimages)
 
     def delete_where(

@@ -229,6 +229,8 @@ class Operation(Body):
     packets: list[Packet] | UnsetType = UNSET
     record_id: RecordId | UnsetType = UNSET
     ids: RecordIds | UnsetType = UNSET
+    where: Where | UnsetType = UNSET
+    where_document: WhereDocument | UnsetType = UNSET
     vectors: Vectors | UnsetType = UNSET
     metadatas: list[Any] | UnsetType | None = UNSET
     documents: list[Any] | UnsetType | None = UNSET
@@ -242,6 +244,10 @@ class Operation(Body):
 
 class TransactionBody(Body):
     """A transaction that is complete: it is carried out as a whole, or not at all.
+
+    Operations count in their order: of several that write one record, the last; a deletion by filter finds what those
+    before it wrote, too. It looks at the transaction's snapshot: ``snapshot``, or one chosen now (with a ``txn_id`` it
+    must be named, so that the same transaction can be sent again).
 
     With ``snapshot`` it conflicts (409) if anything it writes was written since; with ``isolation`` "serializable",
     also if anything in ``reads`` was.

@@ -3,12 +3,17 @@
 An interactive transaction over REST is a client's matter: it asks for a snapshot, reads with ``X-Vecraft-Snapshot``,
 keeps what it writes to itself, and sends all of it here at the end. So a gateway holds no transaction open for
 anybody.
+
+Operations are committed as they came if each writes records of its own. If not, or if one deletes by filter, they are
+first carried out in an interactive transaction here, which is left with what is to be committed: so they mean what they
+mean in a client's transaction.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -17,8 +22,8 @@ from msgspec import UNSET
 from starlette.requests import Request
 from starlette.responses import Response
 
-from vecraft_data_model.errors import InvalidDataException
-from vecraft_data_model.filters import parse_instant
+from vecraft_data_model.errors import InvalidDataException, WriteConflictException
+from vecraft_data_model.filters import DocumentFilter, Filter, parse_instant
 from vecraft_data_model.hlc import INFINITY_TS, timestamp_of
 from vecraft_data_model.messages import (
     AlterCollection,
@@ -39,16 +44,33 @@ from vecraft_data_model.validation import (
     check_txn_id,
     shown,
 )
+from vecraft_router.asking import Patience
+from vecraft_router.effects import Flow
 from vecraft_router.gateway.body import read_as
 from vecraft_router.gateway.columns import rows_to_columns
 from vecraft_router.gateway.context import LARGE_BODY_BYTES, Call, Gateway
 from vecraft_router.gateway.records import Include, put_of_columns, put_of_packets, rows_to_json
 from vecraft_router.gateway.routes import Route
+from vecraft_router.gateway.routes.searching import parse_filters
 from vecraft_router.gateway.schemas import Operation, SnapshotBody, TransactionBody
+from vecraft_router.options import ReadOptions
+from vecraft_router.results import Commit
 
 TTL_MS_MAX = 24 * 3600 * 1000
 EVERYTHING = Include(metadata=True, document=True, vector=True)
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+
+
+@dataclass(frozen=True)
+class DeleteWhere:
+    """Delete what matches at the transaction's snapshot, with what the operations before have written."""
+
+    collection: str
+    where: Filter | None
+    where_document: DocumentFilter | None
+
+
+Step = Mutation | DeleteWhere
 
 
 def routes(gateway: Gateway) -> list[Route]:
@@ -71,21 +93,10 @@ class _Transactions:
     async def commit(self, request: Request) -> Response:
         call = self._gateway.call(request, "insert")
         if len(request.scope["vecraft.body"]) > LARGE_BODY_BYTES:
-            body, mutations = await asyncio.to_thread(_read, request)
+            body, steps = await asyncio.to_thread(_read, request)
         else:
-            body, mutations = _read(request)
-        txn_id = call.txn_id(body.txn_id)
-        snapshot = _snapshot(body, call)
-        commit = await self._gateway.run(
-            self._gateway.router.commit(
-                mutations,
-                txn_id=None if txn_id is None else check_txn_id(txn_id),
-                snapshot=snapshot,
-                reads=_reads(body, snapshot),
-                want_preimages=body.preimages,
-                deadline=call.deadline,
-            )
-        )
+            body, steps = _read(request)
+        commit = await self._gateway.run(self._carry_out(steps, body, call))
         data: dict[str, Any] = msgspec.structs.asdict(commit.result)
         if body.preimages:
             rows = commit.preimages
@@ -94,6 +105,59 @@ class _Transactions:
             else:
                 data["preimages"] = [] if rows is None else rows_to_json(rows, EVERYTHING, call.base64)
         return call.answer(data, seen=commit.result.commit_ts)
+
+    def _carry_out(self, steps: Sequence[Step], body: TransactionBody, call: Call) -> Flow[Commit]:
+        given = call.txn_id(body.txn_id)
+        txn_id = None if given is None else check_txn_id(given)
+        snapshot = _snapshot(body, call)
+        reads = _reads(body, snapshot)
+        router, deadline = self._gateway.router, call.deadline
+        mutations = [step for step in steps if not isinstance(step, DeleteWhere)]
+        if len(mutations) == len(steps) and _each_writes_its_own(mutations):
+            return (
+                yield from router.commit(
+                    mutations,
+                    txn_id=txn_id,
+                    snapshot=snapshot,
+                    reads=reads,
+                    want_preimages=body.preimages,
+                    deadline=deadline,
+                )
+            )
+        expects = any(isinstance(step, Put | Delete) and step.expect is not None for step in mutations)
+        blind = snapshot is None and not expects and len(mutations) == len(steps)
+        if txn_id is not None and snapshot is None and not blind:
+            raise InvalidDataException(
+                "a transaction with a txn_id that deletes by filter, or expects something of records that it writes "
+                "several times, needs the snapshot to look at (GET /snapshots): sent again, it must be the same",
+                txn_id=txn_id,
+            )
+        patience = Patience(router.state, deadline)
+        while True:
+            options = call.options() if snapshot is None else ReadOptions(as_of=snapshot)
+            transaction = router.transaction(options=options)
+            for step in steps:
+                if isinstance(step, DeleteWhere):
+                    yield from transaction.delete_where(
+                        step.collection, where=step.where, where_document=step.where_document, deadline=deadline
+                    )
+                else:
+                    yield from transaction.write(step, deadline=deadline)
+            try:
+                return (
+                    yield from router.commit(
+                        transaction.mutations(),
+                        txn_id=txn_id,
+                        snapshot=None if blind else transaction.snapshot,
+                        reads=reads,
+                        want_preimages=body.preimages,
+                        deadline=deadline,
+                    )
+                )
+            except WriteConflictException:
+                # The snapshot was chosen here: nobody has built anything on it, so another one does as well.
+                if snapshot is not None or txn_id is not None or not (yield from patience.pause()):
+                    raise
 
     async def choose(self, request: Request) -> Response:
         call = self._gateway.call(request)
@@ -182,28 +246,23 @@ def _names_a_record(given: object) -> bool:
     return isinstance(given, dict) and given.keys() == {"collection", "record_id"}
 
 
-def _read(request: Request) -> tuple[TransactionBody, list[Mutation]]:
+def _each_writes_its_own(mutations: Sequence[Mutation]) -> bool:
+    of_records = [mutation for mutation in mutations if isinstance(mutation, Put | Delete)]
+    written = [(mutation.collection, record_id) for mutation in of_records for record_id in mutation.ids]
+    return len(set(written)) == len(written)
+
+
+def _read(request: Request) -> tuple[TransactionBody, list[Step]]:
     body = read_as(request, TransactionBody)
     if not body.operations:
         raise InvalidDataException("a transaction needs at least one operation")
-    mutations = []
-    written: set[tuple[str, str]] = set()
+    steps: list[Step] = []
     for index, operation in enumerate(body.operations):
         try:
-            mutation = _OPERATIONS[operation.op](operation)
+            steps.append(_OPERATIONS[operation.op](operation))
         except InvalidDataException as error:
             raise type(error)(f"operations[{index}]: {error.message}", **error.details) from error
-        if isinstance(mutation, Put | Delete):
-            for record_id in mutation.ids:
-                if (mutation.collection, record_id) in written:
-                    raise InvalidDataException(
-                        f"operations[{index}]: this transaction has written record {record_id!r} "
-                        f"of {mutation.collection!r} before; a record is written once",
-                        record_id=record_id,
-                    )
-                written.add((mutation.collection, record_id))
-        mutations.append(mutation)
-    return body, mutations
+    return body, steps
 
 
 def _only(operation: Operation, *keys: str) -> None:
@@ -244,13 +303,20 @@ def _upsert(operation: Operation) -> Mutation:
     return put_of_columns(name, ids, vectors, metadatas, documents, payloads, algorithm, expect)
 
 
-def _delete(operation: Operation) -> Mutation:
-    _only(operation, "ids", "record_id")
+def _delete(operation: Operation) -> Step:
+    _only(operation, "ids", "record_id", "where", "where_document")
     name = validate_name(operation.collection)
-    if (operation.ids is UNSET) == (operation.record_id is UNSET):
-        raise InvalidDataException("op 'delete' needs 'ids' or 'record_id'")
+    expect = check_expect(operation.expect)
+    where, where_document = _given(operation.where), _given(operation.where_document)
+    filtered = where is not None or where_document is not None
+    if (operation.ids is not UNSET) + (operation.record_id is not UNSET) + filtered != 1:
+        raise InvalidDataException("op 'delete' needs one of 'ids', 'record_id', or a filter (where, where_document)")
+    if filtered:
+        if expect is not None:
+            raise InvalidDataException("expect goes with ids or record_id, not with a filter")
+        return DeleteWhere(name, *parse_filters(where, where_document))
     ids = [operation.record_id] if operation.ids is UNSET else operation.ids
-    return Delete(name, check_record_ids(ids), check_expect(operation.expect))
+    return Delete(name, check_record_ids(ids), expect)
 
 
 def _create(operation: Operation) -> Mutation:
@@ -287,7 +353,7 @@ def _drop_alias(operation: Operation) -> Mutation:
     return DropAlias(validate_name(_needed(operation, "alias"), "an alias"))
 
 
-_OPERATIONS: dict[str, Callable[[Operation], Mutation]] = {
+_OPERATIONS: dict[str, Callable[[Operation], Step]] = {
     "insert": _insert,
     "upsert": _upsert,
     "delete": _delete,

@@ -264,9 +264,9 @@ async def test_29_an_id_twice_in_one_batch(unharmed: httpx.AsyncClient) -> None:
     refused(await unharmed.post("/collections/c/upsert", json=twice), 400, "invalid_argument", "'a'")
     packets = [{"record_id": "a", "vector": [1, 2, 3, 4]}] * 2
     refused(await unharmed.post("/collections/c/upsert", json={"packets": packets}), 400, "invalid_argument", "'a'")
-    operations = [
-        {"op": "upsert", "collection": "c", "ids": ["a"], "vectors": [[1, 2, 3, 4]]},
-        {"op": "delete", "collection": "c", "ids": ["a"]},
+    operations: list[dict[str, Any]] = [
+        {"op": "delete", "collection": "c", "ids": ["b"]},
+        {"op": "upsert", "collection": "c", **twice},
     ]
     answer = await unharmed.post("/transactions", json={"operations": operations})
     refused(answer, 400, "invalid_argument", "operations[1]", "'a'")
