@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import functools
 import gc
 import hashlib
 import logging
+import os
 import shutil
 import tempfile
 from collections.abc import Callable, Mapping
@@ -28,6 +30,7 @@ logging.getLogger("vecraft_shard").setLevel(logging.CRITICAL)  # here a full dis
 HASH_SEED = "0"
 """Of the processes that simulate: sets of strings are walked in an order that depends on it."""
 COLLECT_EVERY = 20
+FOLDER = "vecraft-simulation-"
 SETTLE_S = 10.0
 """By then nothing may be prepared, locked or unacknowledged any more."""
 
@@ -55,8 +58,7 @@ class Result:
 
 def simulate(seed: int, *, trace: bool = False) -> Result:
     """Run one seed."""
-    root = "/dev/shm" if Path("/dev/shm").is_dir() else None
-    folder = Path(tempfile.mkdtemp(prefix="vecraft-simulation-", dir=root))
+    folder = Path(tempfile.mkdtemp(prefix=f"{FOLDER}{os.getpid()}-", dir=workplace()))
     simulation = Simulation(World(seed, folder, trace=trace))
     try:
         return simulation.run(seed)
@@ -65,6 +67,32 @@ def simulate(seed: int, *, trace: bool = False) -> Result:
         shutil.rmtree(folder)
         if seed % COLLECT_EVERY == 0:
             gc.collect()  # worlds are full of cycles, which Python does not count by their size
+
+
+@functools.cache
+def workplace() -> Path:
+    """Where seeds keep their files: in memory, if there is such a place."""
+    root = Path("/dev/shm") if Path("/dev/shm").is_dir() else Path(tempfile.gettempdir())
+    sweep(root)
+    return root
+
+
+def sweep(root: Path) -> None:
+    """Remove what processes that were killed have left there."""
+    for folder in root.glob(f"{FOLDER}*"):
+        owner = folder.name.removeprefix(FOLDER).partition("-")[0]
+        if owner.isdigit() and not _lives(int(owner)):
+            shutil.rmtree(folder, ignore_errors=True)  # another process may be about it, too
+
+
+def _lives(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True
+    return True
 
 
 def outline(result: Any) -> object:
