@@ -27,8 +27,9 @@ import msgspec
 from vecraft_data_model.errors import StorageFailureException, StorageFullError
 from vecraft_shard.catalog import AliasEntry, CollectionEntry
 from vecraft_shard.collection import Collection
-from vecraft_shard.locations import Outcome, StoredCollection, StoredRows
+from vecraft_shard.locations import Outcome, StoredCollection
 from vecraft_shard.records import encode_transaction
+from vecraft_shard.row_segments import StoredRows
 from vecraft_shard.state import ShardState
 
 logger = logging.getLogger(__name__)

@@ -33,7 +33,8 @@ from vecraft_shard.indexes.hot import HotFilters
 from vecraft_shard.indexes.metadata import MetadataIndex
 from vecraft_shard.indexes.rowset import RowSet
 from vecraft_shard.integrity import Integrity
-from vecraft_shard.locations import Locations, StoredCollection, StoredRows
+from vecraft_shard.locations import Locations, StoredCollection
+from vecraft_shard.row_segments import StoredRows
 from vecraft_shard.search_depth import SearchDepth
 from vecraft_shard.store import PayloadLog, VectorColumn
 from vecraft_shard.versions import NO_ROW, VersionTable

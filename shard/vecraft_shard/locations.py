@@ -6,7 +6,8 @@ A checkpoint *is* the commit of one SQLite transaction. After it, the file holds
     collections       ordinal, id, generation of files, rows, payload bytes, saved HNSW file with rows and checksum
     recall_intervals  ordinal → 95% confidence interval of the measured recall
     catalog, aliases  versioned entries (schema as JSON)
-    rows_<ordinal>    row → record id, begin, end, payload offset and size, norm
+    row_segments_<ordinal>  first row → ids, begins, payload sizes of the rows from there to the next segment
+    ends_<ordinal>    row → end, of the versions that were replaced or deleted
     spans_<ordinal>     first row → last row and checksums of what the store files hold of them
     postings_<ordinal>  first row → the metadata postings of the rows from there to the next segment
     terms_…, text_lengths_…, trigrams_…, json_documents_…  documents, made by their index
@@ -14,6 +15,9 @@ A checkpoint *is* the commit of one SQLite transaction. After it, the file holds
     outcomes          txn id → commit timestamp (0: aborted), content hash, who has not acknowledged
 
 One connection per file, shared by the threads of a shard. Names of tables hold an ordinal, never a user's string.
+
+Format version 1 had one table row per version, ``rows_<ordinal>`` (row, record id, begin, end, payload offset, size),
+instead of segments. It is read, and stays as it is beside the segments of later rows, until a compaction.
 
 SQLite does not notice a flipped bit; :mod:`vecraft_shard.page_sums` does, whenever the file is opened.
 """
@@ -31,19 +35,21 @@ from typing import Any
 
 import msgspec
 import numpy as np
-import numpy.typing as npt
 
 from vecraft_data_model.errors import CorruptionError, StorageFailureException
+from vecraft_data_model.hlc import INFINITY_TS
 from vecraft_data_model.schema import CollectionSchema
 from vecraft_shard.catalog import AliasEntry, Catalog, CollectionEntry
 from vecraft_shard.disk import OsDisk
 from vecraft_shard.integrity import Span
 from vecraft_shard.page_sums import PageSums
+from vecraft_shard.row_segments import StoredRows, decode_segment, encode_segments
 from vecraft_shard.sqlite_errors import as_our_own
 
 logger = logging.getLogger(__name__)
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
+_READABLE_VERSIONS = (1, FORMAT_VERSION)
 
 _TABLES = """
 CREATE TABLE IF NOT EXISTS meta (key TEXT PRIMARY KEY, value INTEGER NOT NULL) WITHOUT ROWID;
@@ -94,17 +100,6 @@ class StoredCollection:
     recall_interval: tuple[float, float] | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class StoredRows:
-    """The columns of ``rows_<ordinal>`` in row order."""
-
-    ids: list[str]
-    begin: npt.NDArray[np.int64]
-    end: npt.NDArray[np.int64]
-    offset: npt.NDArray[np.int64]
-    size: npt.NDArray[np.int32]
-
-
 class Locations:
     """The one connection to ``shard.sqlite`` (``path`` None: in memory)."""
 
@@ -144,10 +139,11 @@ class Locations:
                 self._sums.verify()
             self.connection.executescript(_TABLES)
             self._fold()
-            found = self.meta("format_version", FORMAT_VERSION)
-        if found != FORMAT_VERSION:
+            found = self.meta("format_version", 1)  # version 1 did not say so
+        if found not in _READABLE_VERSIONS:
             raise CorruptionError(
-                f"{self._name} has format version {found}; this release reads version {FORMAT_VERSION}",
+                f"{self._name} has format version {found}; this release reads versions "
+                f"{' and '.join(map(str, _READABLE_VERSIONS))}",
                 file=self._name,
             )
 
@@ -253,10 +249,11 @@ class Locations:
 
     def save_collection(self, stored: StoredCollection) -> None:
         """Write a collection's line, and make its tables if it is new; inside a transaction."""
+        self.set_meta(format_version=FORMAT_VERSION)
         n = stored.ordinal
         for statement in (
-            f"CREATE TABLE IF NOT EXISTS rows_{n} (row INTEGER PRIMARY KEY, record_id TEXT NOT NULL,"
-            " begin_ts INTEGER NOT NULL, end_ts INTEGER NOT NULL, offset INTEGER NOT NULL, size INTEGER NOT NULL)",
+            f"CREATE TABLE IF NOT EXISTS row_segments_{n} (first_row INTEGER PRIMARY KEY, segment BLOB NOT NULL)",
+            f"CREATE TABLE IF NOT EXISTS ends_{n} (row INTEGER PRIMARY KEY, end_ts INTEGER NOT NULL)",
             f"CREATE TABLE IF NOT EXISTS spans_{n} (first_row INTEGER PRIMARY KEY, last_row INTEGER NOT NULL,"
             " vectors INTEGER NOT NULL, payloads INTEGER NOT NULL)",
             f"CREATE TABLE IF NOT EXISTS postings_{n} (first_row INTEGER PRIMARY KEY, segment BLOB NOT NULL)",
@@ -284,9 +281,8 @@ class Locations:
 
     def drop_collection(self, ordinal: int) -> None:
         """Forget a collection and its tables, inside a transaction."""
-        self.connection.execute(f"DROP TABLE IF EXISTS rows_{ordinal}")
-        self.connection.execute(f"DROP TABLE IF EXISTS postings_{ordinal}")
-        self.connection.execute(f"DROP TABLE IF EXISTS spans_{ordinal}")
+        for table in ("rows", "row_segments", "ends", "postings", "spans"):
+            self.connection.execute(f"DROP TABLE IF EXISTS {table}_{ordinal}")
         self.connection.execute("DELETE FROM recall_intervals WHERE ordinal = ?", (ordinal,))
         self.connection.execute("DELETE FROM collections WHERE ordinal = ?", (ordinal,))
 
@@ -294,48 +290,73 @@ class Locations:
         """All rows of a collection.
 
         Raises:
-            CorruptionError: Rows are missing.
+            CorruptionError: Rows are missing, or a segment is damaged.
         """
+        count, ordinal = stored.rows, stored.ordinal
+        rows = StoredRows(
+            [],
+            np.empty(count, np.int64),
+            np.full(count, INFINITY_TS, np.int64),
+            np.empty(count, np.int64),
+            np.empty(count, np.int32),
+        )
         with self._guard():
-            found = self.connection.execute(
-                f"SELECT record_id, begin_ts, end_ts, offset, size, row FROM rows_{stored.ordinal} ORDER BY row"
-            ).fetchall()
-        if len(found) != stored.rows or (found and found[-1][5] != stored.rows - 1):
+            if self._has(f"rows_{ordinal}"):
+                self._load_version_1(ordinal, rows)
+            if self._has(f"row_segments_{ordinal}"):
+                self._load_segments(ordinal, rows)
+        if len(rows.ids) != count:
             raise CorruptionError(
-                f"{self._name} has {len(found)} rows of collection {stored.collection_id}, expected {stored.rows}",
+                f"{self._name} has {len(rows.ids)} rows of collection {stored.collection_id}, expected {count}",
                 file=self._name,
             )
-        ids, begin, end, offset, size, _ = zip(*found, strict=True) if found else ((),) * 6
-        return StoredRows(
-            list(ids),
-            np.array(begin, np.int64),
-            np.array(end, np.int64),
-            np.array(offset, np.int64),
-            np.array(size, np.int32),
+        return rows
+
+    def _load_segments(self, ordinal: int, rows: StoredRows) -> None:
+        found = self.connection.execute(f"SELECT first_row, segment FROM row_segments_{ordinal} ORDER BY first_row")
+        for first, blob in found:
+            try:
+                segment = decode_segment(blob)
+            except CorruptionError as error:
+                raise CorruptionError(f"{self._name}, rows from {first}: {error.message}", file=self._name) from error
+            last = first + len(segment.ids)
+            if first != len(rows.ids) or last > len(rows.begin):
+                raise CorruptionError(
+                    f"{self._name} has rows {first} to {last} after {len(rows.ids)} of {len(rows.begin)}",
+                    file=self._name,
+                )
+            rows.ids.extend(segment.ids)
+            rows.begin[first:last], rows.offset[first:last] = segment.begin, segment.offset
+            rows.size[first:last] = segment.size
+        ended = self.connection.execute(f"SELECT row, end_ts FROM ends_{ordinal} WHERE row < ?", (len(rows.end),))
+        for row, end in ended:
+            rows.end[row] = end
+
+    def _load_version_1(self, ordinal: int, rows: StoredRows) -> None:
+        found = self.connection.execute(
+            f"SELECT row, record_id, begin_ts, end_ts, offset, size FROM rows_{ordinal} ORDER BY row"
         )
+        for row, record_id, begin, end, offset, size in found:
+            if row != len(rows.ids) or row >= len(rows.begin):
+                raise CorruptionError(f"{self._name} has row {row} after {len(rows.ids)} rows", file=self._name)
+            rows.ids.append(record_id)
+            rows.begin[row], rows.end[row], rows.offset[row], rows.size[row] = begin, end, offset, size
 
     def save_rows(self, ordinal: int, first_row: int, rows: StoredRows, ended: dict[int, int]) -> None:
-        """Add rows from ``first_row`` on, and write the ``end`` of older rows again; inside a transaction."""
+        """Add rows from ``first_row`` on, and the ``end`` of older rows; inside a transaction."""
         self.connection.executemany(
-            f"INSERT INTO rows_{ordinal} VALUES (?, ?, ?, ?, ?, ?)",
-            zip(
-                range(first_row, first_row + len(rows.ids)),
-                rows.ids,
-                rows.begin.tolist(),
-                rows.end.tolist(),
-                rows.offset.tolist(),
-                rows.size.tolist(),
-                strict=True,
-            ),
+            f"INSERT INTO row_segments_{ordinal} VALUES (?, ?)",
+            ((first_row + place, segment) for place, segment in encode_segments(rows)),
         )
+        places = np.flatnonzero(rows.end != INFINITY_TS)
+        fresh = zip((places + first_row).tolist(), rows.end[places].tolist(), strict=True)
         self.connection.executemany(
-            f"UPDATE rows_{ordinal} SET end_ts = ? WHERE row = ?", ((end, row) for row, end in ended.items())
+            f"INSERT OR REPLACE INTO ends_{ordinal} VALUES (?, ?)", [*fresh, *ended.items()]
         )
 
     def load_spans(self, ordinal: int) -> list[Span]:
         """The checksums of the store files, span by span, in row order."""
-        known = self._one("SELECT 1 FROM sqlite_master WHERE name = ?", f"spans_{ordinal}")
-        if known is None:  # written by a version that kept none
+        if not self._has(f"spans_{ordinal}"):  # written by a version that kept none
             return []
         with self._guard():
             found = self.connection.execute(f"SELECT * FROM spans_{ordinal} ORDER BY first_row")
@@ -407,6 +428,9 @@ class Locations:
         )
 
     # --------------------------------------------------------------------------------------------- inside
+
+    def _has(self, table: str) -> bool:
+        return self._one("SELECT 1 FROM sqlite_master WHERE name = ?", table) is not None
 
     def _one(self, statement: str, *values: object) -> tuple[Any, ...] | None:
         with self._guard():

@@ -121,17 +121,16 @@ class VersionTable:
     def load(
         self, ids: list[str], begin: Int64Array, end: Int64Array, offset: Int64Array, size: npt.NDArray[np.int32]
     ) -> None:
-        """Fill an empty table with rows in row order, as a checkpoint holds them."""
+        """Fill an empty table with rows in row order, as a checkpoint holds them; the arrays become the table's own."""
         count = len(ids)
-        self._reserve(count)
-        self.begin[:count], self.end[:count], self.offset[:count], self.size[:count] = begin, end, offset, size
-        previous, newest = [NO_ROW] * count, self.newest
-        for row, record_id in enumerate(ids):
-            older = newest.get(record_id)
-            if older is not None:
-                previous[row] = older
-            newest[record_id] = row
-        self.previous[:count] = previous
+        self.begin, self.end, self.offset, self.size = begin, end, offset, size
+        self.previous = np.full(count, NO_ROW, np.int64)
+        self.newest = dict(zip(ids, range(count), strict=True))
+        if len(self.newest) < count:
+            older: dict[str, int] = {}
+            for row, record_id in enumerate(ids):
+                self.previous[row] = older.get(record_id, NO_ROW)
+                older[record_id] = row
         self.ids = ids
         self.alive = int(np.count_nonzero(end == INFINITY_TS))
         self.max_begin = int(begin.max()) if count else 0
