@@ -25,6 +25,7 @@ import logging
 import os
 import threading
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, cast
 
@@ -49,6 +50,10 @@ SHARD_LABEL = "vecraft.io/shard"
 
 STARTING_PATIENCE_S = 120.0
 """How long an actor may take from being started to its first answer: Ray may have to start its process first."""
+
+
+YOUNG_INTERVAL_S = 0.2
+"""How often all are looked at while an actor is young: until it was heard of as serving, its silence says little."""
 
 
 YOUNG = frozenset({"starting", "restarting", "opening"})
@@ -156,6 +161,8 @@ class ControllerActor:
         self._root = Path(plan.root)
         self._failure: VecraftError | None = None
         self._wards: list[_Ward] = []
+        self._begun: set[int] = set()
+        self._beginning = threading.Lock()
         self._stop = threading.Event()
         self._supervisor = threading.Thread(target=self._supervise, name="vecraft-supervisor", daemon=True)
         try:
@@ -202,6 +209,14 @@ class ControllerActor:
         """Return whether every shard has served once: from then on an empty directory has lost its files."""
         return self._state.peopled
 
+    def begun(self, shard: int) -> None:
+        """Hear that a shard has begun in an empty directory, which it says before it answers anybody.
+
+        Once the last one has said so, that is noted durably before it answers: until then nothing was written, because
+        a collection is made on all shards or on none.
+        """
+        self._note_begun([shard])
+
     def status(self) -> dict[str, Any]:
         """Return how the cluster and each of its actors are, as last seen."""
         views = [ward.view() for ward in self._wards]
@@ -242,7 +257,7 @@ class ControllerActor:
     # ------------------------------------------------------------------------------------------ supervision
 
     def _supervise(self) -> None:
-        while not self._stop.wait(self._plan.ping_interval_s):
+        while not self._stop.wait(self._interval_s()):
             try:
                 self._look_around()
             except Exception:  # the supervisor must outlive whatever Ray comes up with; it is logged and tried again
@@ -263,16 +278,28 @@ class ControllerActor:
                 asked[ward.asked] = ward
         if not asked:
             return
-        ready, silent = ray.wait(list(asked), num_returns=len(asked), timeout=self._plan.ping_interval_s)
+        ready, silent = ray.wait(list(asked), num_returns=len(asked), timeout=self._interval_s())
         for ref in ready:
             asked[ref].asked = None
             self._hear(asked[ref], ref)
         for ref in silent:
             self._worry(asked[ref])
-        shards = [ward for ward in self._wards if ward.kind == "shard"]
-        if not self._state.peopled and all(ward.state == "serving" for ward in shards):
-            # From now on a shard that finds its directory empty is on the wrong disk, and must not begin anew.
-            self._state = mark_peopled(self._root)
+        if not self._state.peopled:
+            self._note_begun([ward.number for ward in self._wards if (ward.kind, ward.state) == ("shard", "serving")])
+
+    def _interval_s(self) -> float:
+        """Return the seconds until the next look around."""
+        longest = self._plan.ping_interval_s
+        lately = time.monotonic() - self._plan.frozen_after_s
+        young = any(ward.state in YOUNG and ward.seen > lately for ward in self._wards)
+        return min(longest, YOUNG_INTERVAL_S) if young else longest
+
+    def _note_begun(self, shards: Sequence[int]) -> None:
+        with self._beginning:
+            self._begun.update(shards)
+            if not self._state.peopled and self._begun.issuperset(self._state.cluster_map.all_shards()):
+                # From now on a shard that finds its directory empty is on the wrong disk, and must not begin anew.
+                self._state = mark_peopled(self._root)
 
     def _hear(self, ward: _Ward, ref: Any) -> None:
         try:

@@ -190,7 +190,11 @@ class ShardActor:
             lease = Lease(LeaseFolder(path / LEASE_FOLDER))
             lease.acquire(LEASE_PATIENCE_S)
             self._keeper = LeaseKeeper(lease, self._replaced)
-            host = ShardHost(OsDisk(path), plan.shard, self._config_for(path), self._peer, lease=lease)
+            fresh = not (path / EPOCH_FILE).exists()
+            config = self._config_for_empty() if fresh else plan.config
+            host = ShardHost(OsDisk(path), plan.shard, config, self._peer, lease=lease)
+            if fresh:
+                self._say_begun(host)
             self._host = host
             if plan.sockets:
                 self._server = self._serve(host)
@@ -204,20 +208,28 @@ class ShardActor:
         finally:
             self._settled.set()
 
-    def _config_for(self, path: Path) -> ShardConfig:
-        """Return the settings; an empty directory may only be begun in until every shard of this root has served once.
+    def _config_for_empty(self) -> ShardConfig:
+        """Return the settings for an empty directory: it may be begun in only until every shard of this root has begun.
 
         That is the controller's to say, and now: Ray starts this actor again with the plan that it was made with, maybe
         on a node where the disk is missing.
         """
-        if (path / EPOCH_FILE).exists():
-            return self._plan.config
+        return dataclasses.replace(self._plan.config, must_exist=self._ask_controller("peopled"))
+
+    def _say_begun(self, host: ShardHost) -> None:
+        """Have it noted, before anything is answered, that this directory is not empty any more."""
+        try:
+            self._ask_controller("begun", self._plan.shard)
+        except BaseException:
+            host.kill()
+            raise
+
+    def _ask_controller(self, method: str, *arguments: Any) -> Any:
         name = controller_name(self._plan.cluster)
         try:
-            peopled: bool = ray.get(look_up(name).peopled.remote(), timeout=CONTROLLER_PATIENCE_S)
+            return ray.get(getattr(look_up(name), method).remote(*arguments), timeout=CONTROLLER_PATIENCE_S)
         except ray_errors.RayError as error:
             raise translate(error, name) from error
-        return dataclasses.replace(self._plan.config, must_exist=peopled)
 
     def _carry_out(self, message: tuple[float, Batch]) -> BatchReply:
         timeout, batch = message

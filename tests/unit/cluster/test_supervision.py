@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -12,7 +13,7 @@ from ray.exceptions import ActorUnavailableError
 
 from vecraft_cluster import controller as module
 from vecraft_cluster.controller import ClusterPlan, ControllerActor, _Ward
-from vecraft_cluster.root import RootState
+from vecraft_cluster.root import RootState, open_root, read_root
 from vecraft_data_model.placement import initial_map
 
 PEOPLED = RootState("id", initial_map(1), b"", peopled=True)
@@ -38,7 +39,8 @@ class Machine:
         return self.now
 
     def wait(self, references: Sequence[Reference], num_returns: int, timeout: float) -> tuple[list[Any], list[Any]]:
-        self.now += timeout
+        all_ready_at = max(reference.ready_at for reference in references)
+        self.now = max(self.now, min(self.now + timeout, all_ready_at))
         ready = [reference for reference in references if reference.ready_at <= self.now]
         return ready, [reference for reference in references if reference not in ready]
 
@@ -89,12 +91,9 @@ def watch(machine: Machine, actor: Actor, seconds: float) -> _Ward:
     controller._state = PEOPLED
     end = machine.now + seconds
     while machine.now < end:
-        machine.now += PLAN.ping_interval_s
+        machine.now += controller._interval_s()
         controller._look_around()
     return ward
-
-
-
 
 
 def test_an_actor_that_answers_late_but_always_is_not_killed(machine: Machine) -> None:
@@ -125,3 +124,47 @@ def test_an_actor_that_is_being_started_again_is_not_killed(machine: Machine) ->
     ward = watch(machine, Actor(machine, latency_s=0.5, state="unavailable"), 60)
     assert machine.killed == 0
     assert ward.state == "restarting"
+
+
+class FreezingActor(Actor):
+    """One that opens its files, serves for a moment, and then never answers again."""
+
+    def __init__(self, machine: Machine, opening_s: float, serving_s: float) -> None:
+        super().__init__(machine, latency_s=0.01, state="opening")
+        self.serves_at = machine.now + opening_s
+        self.freezes_at = self.serves_at + serving_s
+
+    def remote(self) -> Reference:
+        if self.machine.now >= self.freezes_at:
+            self.latency_s = 1e9
+        elif self.machine.now >= self.serves_at:
+            self.state = "serving"
+        return super().remote()
+
+
+def test_an_actor_that_freezes_right_after_its_start_is_killed_soon(machine: Machine) -> None:
+    """What counts is that the controller has heard of it as serving: an actor that opens its files may be silent."""
+    watch(machine, FreezingActor(machine, opening_s=3.3, serving_s=0.4), 4 + PLAN.frozen_after_s + 3)
+    assert machine.killed == 1
+
+
+def test_actors_that_are_settled_are_asked_no_oftener_for_a_silent_young_one(machine: Machine) -> None:
+    """One that cannot be placed is young for hours."""
+    actor = Actor(machine, latency_s=0.01, state="opening")
+    ward = watch(machine, actor, 2)
+    assert ward.state == "opening" and actor.asked >= 8
+    ward.seen = machine.now - PLAN.frozen_after_s - 1
+    controller = object.__new__(ControllerActor)
+    controller._plan, controller._wards = PLAN, [ward]
+    assert controller._interval_s() == PLAN.ping_interval_s
+
+
+def test_the_root_knows_that_all_shards_have_begun_before_the_last_of_them_serves(tmp_path: Path) -> None:
+    controller = object.__new__(ControllerActor)
+    controller._root, controller._state = tmp_path, open_root(tmp_path, 3)
+    controller._begun, controller._beginning = set(), threading.Lock()
+    for shard in (2, 0, 0):
+        controller.begun(shard)
+        assert not controller.peopled() and not read_root(tmp_path).peopled
+    controller.begun(1)
+    assert controller.peopled() and read_root(tmp_path).peopled
