@@ -51,8 +51,15 @@ class QuerySample:
             self.taken += 1
 
     def queries(self) -> Float32Array | None:
-        """A copy of the sample, (:attr:`CAPACITY`, dim) float32; None while it is not full."""
-        return None if self._ring is None or self.taken < self.CAPACITY else self._ring.copy()
+        """The different queries of the sample, (n, dim) float32.
+
+        None while it is not full, or less than half full of different ones: a few questions that are asked again and
+        again say little of how deep others have to be searched.
+        """
+        if self._ring is None or self.taken < self.CAPACITY:
+            return None
+        different: Float32Array = np.unique(self._ring, axis=0)
+        return different if len(different) * 2 >= self.CAPACITY else None
 
 
 @dataclass(slots=True)

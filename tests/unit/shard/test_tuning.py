@@ -289,6 +289,17 @@ def test_measuring_leaves_most_of_the_time_to_those_who_search() -> None:
     assert bench.describe().measured_recall, "with nobody searching there is no reason to rest"
 
 
+def test_a_query_that_is_asked_again_and_again_says_no_more_than_once() -> None:
+    sample = QuerySample()
+    for number in range(10 * QuerySample.CAPACITY):
+        sample.offer(np.full((1, 2), number % (QuerySample.CAPACITY // 2 - 1), np.float32))
+    assert sample.queries() is None, "too few to tell how hard the questions are"
+    for number in range(QuerySample.CAPACITY * QuerySample.STRIDE):
+        sample.offer(np.full((1, 2), number // QuerySample.STRIDE % 70, np.float32))
+    distinct = sample.queries()
+    assert distinct is not None and sorted(distinct[:, 0].tolist()) == list(range(70))
+
+
 def test_the_sample_keeps_some_of_the_last_queries() -> None:
     sample = QuerySample()
     for number in range(QuerySample.CAPACITY - 1):
