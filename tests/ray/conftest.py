@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from ray_workbench import PATIENCE_S, settle
 
 from vecraft_cluster.launch import Cluster, launch
 from vecraft_db.client.vecraft_client import VecraftClient
@@ -21,15 +22,22 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 @pytest.fixture(scope="module")
 def cluster(ray_session: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
     """A cluster of two shards and a router actor, shared by the tests of a module."""
-    cluster = launch(tmp_path_factory.mktemp("cluster") / "data", 2, address="local")
+    cluster = launch(tmp_path_factory.mktemp("cluster") / "data", 2, address="local", timeout=PATIENCE_S)
     try:
         yield cluster
     finally:
         cluster.close()
 
 
+@pytest.fixture(autouse=True)
+def settled(request: pytest.FixtureRequest) -> None:
+    """Each test begins with a cluster that its controller knows to be well, whatever the one before it has broken."""
+    if "cluster" in request.fixturenames:
+        settle(request.getfixturevalue("cluster"))
+
+
 @pytest.fixture
 def client(cluster: Cluster) -> Iterator[VecraftClient]:
-    """A client of that cluster, with a router of its own."""
-    with VecraftClient(address="auto", cluster=cluster.name) as client:
+    """A client of that cluster, with a router of its own and much time."""
+    with VecraftClient(address="auto", cluster=cluster.name, timeout=PATIENCE_S) as client:
         yield client

@@ -7,11 +7,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import ray
-from ray_workbench import insist, kill_shard, version_of
+from ray_workbench import PATIENCE_S, call_actor, insist, kill_shard, version_of
 
 from vecraft_cluster.launch import Cluster, launch
-from vecraft_cluster.ports import look_up, shard_name, unwrap
+from vecraft_cluster.ports import shard_name, unwrap
 from vecraft_data_model import CollectionSchema
 from vecraft_data_model.errors import InvalidDataException, StorageFailureException, TimeoutException
 from vecraft_db.client.vecraft_client import VecraftClient
@@ -41,7 +40,8 @@ def test_a_backup_under_writes_is_one_consistent_cut_and_comes_back(
     manifest = client.backup(tmp_path / "backup")
     at_backup = len(written)
     stop.set()
-    writer.join(30)
+    writer.join(PATIENCE_S)
+    assert not writer.is_alive()
     assert manifest["shards"] == 2
     last = written[-1]
     assert {version_of(packet) for packet in client.scan("cut")} == {last}
@@ -52,7 +52,7 @@ def test_a_backup_under_writes_is_one_consistent_cut_and_comes_back(
     assert len(versions) == 1, "half of a transaction is in the backup"
     assert (versions.pop() or 0) <= at_backup + 1
     client.upsert("cut", ids=["after"], vectors=VECTORS[:1])
-    with VecraftClient(address="auto", cluster=cluster.name) as other:
+    with VecraftClient(address="auto", cluster=cluster.name, timeout=PATIENCE_S) as other:
         assert other.count("cut") == 51
 
     with VecraftClient(root=tmp_path / "embedded") as embedded:
@@ -65,7 +65,7 @@ def test_a_backup_under_writes_is_one_consistent_cut_and_comes_back(
 def test_other_clients_of_a_restored_cluster_go_on(cluster: Cluster, client: VecraftClient, tmp_path: Path) -> None:
     client.create_collection(CollectionSchema(name="others", dim=4))
     client.upsert("others", ids=IDS, vectors=VECTORS)
-    with VecraftClient(address="auto", cluster=cluster.name, via_router_actor=True) as other:
+    with VecraftClient(address="auto", cluster=cluster.name, via_router_actor=True, timeout=PATIENCE_S) as other:
         assert other.count("others") == 50
         client.backup(tmp_path / "backup")
         client.delete_many("others", IDS)
@@ -90,13 +90,16 @@ def test_a_backup_of_another_number_of_shards_is_refused(
 def test_a_pause_holds_writers_and_not_readers_and_ends_by_itself(cluster: Cluster, client: VecraftClient) -> None:
     client.create_collection(CollectionSchema(name="paused", dim=4))
     client.upsert("paused", ids=IDS, vectors=VECTORS)
-    actor = look_up(shard_name(cluster.name, 0))
-    pause = unwrap(ray.get(actor.pause.remote(5.0)))
+    actor = shard_name(cluster.name, 0)
+    pause = unwrap(call_actor(actor, "pause", PATIENCE_S))
     assert client.count("paused") == 50
     with pytest.raises(TimeoutException):
         client.upsert("paused", ids=IDS, vectors=VECTORS, timeout=0.3)
+    assert call_actor(actor, "resume", pause) is True
+
+    pause = unwrap(call_actor(actor, "pause", 3.0))
     client.upsert("paused", ids=IDS, vectors=VECTORS)
-    assert ray.get(actor.resume.remote(pause)) is False, "who copies files must hear that the pause was over before"
+    assert call_actor(actor, "resume", pause) is False, "who copies files must hear that the pause was over before"
 
     with pytest.raises(StorageFailureException, match="try again"), cluster.hosts()[1].paused():
         kill_shard(cluster, 1)
@@ -104,9 +107,9 @@ def test_a_pause_holds_writers_and_not_readers_and_ends_by_itself(cluster: Clust
 
 
 def test_the_files_must_be_on_this_machine(ray_session: Path, tmp_path: Path) -> None:
-    cluster = launch(tmp_path / "data", 1, address="local", routers=0)
+    cluster = launch(tmp_path / "data", 1, address="local", routers=0, timeout=PATIENCE_S)
     try:
-        with VecraftClient(address="auto", cluster=cluster.name) as client:
+        with VecraftClient(address="auto", cluster=cluster.name, timeout=PATIENCE_S) as client:
             (tmp_path / "data" / "vecraft.json").rename(tmp_path / "elsewhere")
             with pytest.raises(InvalidDataException, match="machine"):
                 client.backup(tmp_path / "backup")

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from ray_workbench import kill_shard
+from ray_workbench import PATIENCE_S, all_decided, kill_shard
 
 from vecraft_cluster.launch import Cluster, launch
 from vecraft_data_model import CollectionSchema
@@ -22,9 +22,12 @@ VECTORS = np.ones((20, 4), dtype=np.float32)
 
 @pytest.fixture(scope="module")
 def patient(ray_session: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
-    """Two shards that wait longer than usual, so that a restart on a busy machine is short for them."""
+    """Two shards that wait longer than usual, so that a restart on a busy machine is short for them.
+
+    Whoever takes part gives a transaction up that nobody comes back to for a second: here for a minute.
+    """
     root = tmp_path_factory.mktemp("patient") / "data"
-    cluster = launch(root, 2, address="local", shard_config=ShardConfig(resolve_after_ms=10_000))
+    cluster = launch(root, 2, address="local", shard_config=ShardConfig(resolve_after_ms=60_000), timeout=PATIENCE_S)
     try:
         yield cluster
     finally:
@@ -40,11 +43,12 @@ def id_decided_by(shard: int) -> str:
 
 @pytest.mark.parametrize("killed", ["the primary", "the other"])
 def test_a_killed_shard_does_not_spend_the_id(patient: Cluster, killed: str) -> None:
-    with VecraftClient(address="auto", cluster=patient.name, timeout=60.0) as client:
+    with VecraftClient(address="auto", cluster=patient.name, timeout=PATIENCE_S) as client:
         name = "primary" if killed == "the primary" else "other"
         client.create_collection(CollectionSchema(name=name, dim=4))
         for shard in (0, 1):
             txn_id = id_decided_by(shard if killed == "the primary" else 1 - shard)
+            all_decided(patient)
             kill_shard(patient, shard)
             metadatas = [{"txn": txn_id}] * 20
             done = client.upsert(name, ids=IDS, vectors=VECTORS, metadatas=metadatas, txn_id=txn_id)

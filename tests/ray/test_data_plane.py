@@ -9,13 +9,22 @@ from pathlib import Path
 import numpy as np
 import psutil
 import pytest
-import ray
-from ray_workbench import eventually, flights_of, frozen, insist, kill_shard, ping, take_off
+from ray_workbench import (
+    PATIENCE_S,
+    call_actor,
+    eventually,
+    flights_of,
+    frozen_shard,
+    insist,
+    kill_shard,
+    ping,
+    take_off,
+)
 
 from vecraft_cluster.credentials import Endpoint
 from vecraft_cluster.launch import Cluster, launch
 from vecraft_cluster.links import connect
-from vecraft_cluster.ports import look_up, router_name, shard_name, unwrap
+from vecraft_cluster.ports import router_name, shard_name, unwrap
 from vecraft_data_model import CollectionSchema, QueryPacket
 from vecraft_data_model.errors import InvalidDataException, ShardUnavailableError, TimeoutException
 from vecraft_db.client.async_client import AsyncVecraftClient
@@ -30,13 +39,10 @@ def endpoint_of_shard(cluster: Cluster, shard: int) -> Endpoint:
     answered: list[Endpoint] = []
 
     def ask() -> bool:
-        try:
-            answered.append(unwrap(ray.get(look_up(shard_name(cluster.name, shard)).endpoint.remote(), timeout=10)))
-        except (ShardUnavailableError, ray.exceptions.RayError):
-            return False
+        answered.append(unwrap(call_actor(shard_name(cluster.name, shard), "endpoint")))
         return True
 
-    eventually(ask, 30, f"the endpoint of shard {shard}")
+    eventually(ask, f"the endpoint of shard {shard}")
     return answered[0]
 
 
@@ -46,26 +52,30 @@ def test_calls_travel_over_sockets_by_default_and_by_actor_calls_where_told_to(
     client.create_collection(CollectionSchema(name="planes", dim=4))
     client.upsert("planes", ids=IDS, vectors=VECTORS)
     take_off(client)
-    before = flights_of(client)
-    for _ in range(10):
-        assert client.search("planes", QueryPacket(VECTORS[3], k=1))[0].record_id == "r3"
-    assert flights_of(client) >= before + 20, "both shards are asked over their sockets"
-    with VecraftClient(address="auto", cluster=cluster.name, data_plane="actor") as other:
+
+    def all_over_sockets() -> bool:
+        before = flights_of(client)
+        for _ in range(10):
+            assert client.search("planes", QueryPacket(VECTORS[3], k=1))[0].record_id == "r3"
+        return flights_of(client) >= before + 20
+
+    eventually(all_over_sockets, "both shards to be asked over their sockets")
+    with VecraftClient(address="auto", cluster=cluster.name, data_plane="actor", timeout=PATIENCE_S) as other:
         assert other.search("planes", QueryPacket(VECTORS[3], k=1))[0].record_id == "r3"
         assert flights_of(other) == 0
     client.drop_collection("planes")
 
 
 async def test_on_an_event_loop_too(cluster: Cluster) -> None:
-    async with await AsyncVecraftClient.open(address="auto", cluster=cluster.name) as client:
+    async with await AsyncVecraftClient.open(address="auto", cluster=cluster.name, timeout=PATIENCE_S) as client:
         runners = client._engine._loops  # type: ignore[attr-defined]
-        for _ in range(2000):
-            assert await client.list_collections() is not None
-            (runner,) = runners.values()
-            if runner.flights > 3:
-                break
-            await asyncio.sleep(0.005)
-        assert runner.flights > 3
+        async with asyncio.timeout(PATIENCE_S):
+            while True:
+                assert await client.list_collections() is not None
+                (runner,) = runners.values()
+                if runner.flights > 3:
+                    break
+                await asyncio.sleep(0.005)
 
 
 def test_a_router_actor_uses_sockets_and_ray_does_not_warn_of_a_blocked_loop(
@@ -73,7 +83,7 @@ def test_a_router_actor_uses_sockets_and_ray_does_not_warn_of_a_blocked_loop(
 ) -> None:
     router = psutil.Process(ping(router_name(cluster.name, 0))["pid"])
     ports = {endpoint_of_shard(cluster, shard).port for shard in (0, 1)}
-    with VecraftClient(address="auto", cluster=cluster.name, via_router_actor=True) as client:
+    with VecraftClient(address="auto", cluster=cluster.name, via_router_actor=True, timeout=PATIENCE_S) as client:
         client.create_collection(CollectionSchema(name="routed", dim=4))
         client.upsert("routed", ids=IDS, vectors=VECTORS)
 
@@ -81,7 +91,7 @@ def test_a_router_actor_uses_sockets_and_ray_does_not_warn_of_a_blocked_loop(
             client.search("routed", QueryPacket(VECTORS[3], k=1))
             return ports <= {connection.raddr.port for connection in router.net_connections() if connection.raddr}
 
-        eventually(over_sockets, 30, "the router actor's connections to both shards")
+        eventually(over_sockets, "the router actor's connections to both shards")
         client.drop_collection("routed")
     logs = list((ray_session / "session_latest" / "logs").glob(f"worker-*-{router.pid}.*"))
     assert logs
@@ -110,7 +120,7 @@ def test_a_frozen_shard_keeps_no_deadline_from_being_kept(cluster: Cluster, clie
     client.create_collection(CollectionSchema(name="cold", dim=4))
     client.upsert("cold", ids=IDS, vectors=VECTORS)
     take_off(client)
-    with frozen(ping(shard_name(cluster.name, 0))["pid"]):
+    with frozen_shard(cluster, 0):
         with pytest.raises((TimeoutException, ShardUnavailableError)):
             client.count("cold", timeout=0.5)
         with pytest.raises((TimeoutException, ShardUnavailableError)):
@@ -123,12 +133,12 @@ def test_a_frozen_shard_keeps_no_deadline_from_being_kept(cluster: Cluster, clie
 def test_a_cluster_may_be_launched_without_sockets(ray_session: Path, tmp_path: Path) -> None:
     with pytest.raises(InvalidDataException, match="data_plane"):
         launch(tmp_path / "data", 1, address="local", routers=0, data_plane="pigeon")
-    cluster = launch(tmp_path / "data", 1, address="local", routers=0, data_plane="actor")
+    cluster = launch(tmp_path / "data", 1, address="local", routers=0, data_plane="actor", timeout=PATIENCE_S)
     try:
-        with VecraftClient(address="auto", cluster=cluster.name) as client:
+        with VecraftClient(address="auto", cluster=cluster.name, timeout=PATIENCE_S) as client:
             client.create_collection(CollectionSchema(name="c", dim=4))
             assert client.count("c") == 0 and flights_of(client) == 0
         with pytest.raises(ShardUnavailableError, match="no socket"):
-            unwrap(ray.get(look_up(shard_name(cluster.name, 0)).endpoint.remote(), timeout=30))
+            unwrap(call_actor(shard_name(cluster.name, 0), "endpoint"))
     finally:
         cluster.close()

@@ -14,6 +14,7 @@ from pathlib import Path
 
 import psutil
 import pytest
+from ray_workbench import PATIENCE_S
 
 ROOT = Path(__file__).resolve().parents[2]
 pytestmark = pytest.mark.slow
@@ -41,7 +42,7 @@ def demo(folder: Path, *arguments: str) -> Iterator[tuple[subprocess.Popen[bytes
     finally:
         if process.poll() is None:
             process.send_signal(signal.SIGTERM)
-            process.wait(60)
+            process.wait(PATIENCE_S)
 
 
 def children_of(process: subprocess.Popen[bytes]) -> list[psutil.Process]:
@@ -50,7 +51,7 @@ def children_of(process: subprocess.Popen[bytes]) -> list[psutil.Process]:
 
 def assert_gone(processes: list[psutil.Process]) -> None:
     """Ray's agents end when they notice that their raylet is gone, which takes some seconds."""
-    _, alive = psutil.wait_procs(processes, timeout=60)
+    _, alive = psutil.wait_procs(processes, timeout=PATIENCE_S)
     assert [each for each in alive if each.is_running() and each.status() != psutil.STATUS_ZOMBIE] == []
 
 
@@ -64,7 +65,7 @@ def test_the_demo_keeps_every_promise(short_path: Path) -> None:
                 break
             time.sleep(0.5)
         text = output.read_text()
-        assert process.wait(60) == 0, text
+        assert process.wait(PATIENCE_S) == 0, text
     for said in (
         "the REST gateway at", "both changed in one commit", "the second was refused", "the snapshot taken before",
         "nothing lost", "recall@10", "everything that was started is stopped",
@@ -77,7 +78,7 @@ def test_the_demo_keeps_every_promise(short_path: Path) -> None:
 @pytest.mark.parametrize("moment", ["Starting Ray", "Searching"])
 def test_control_c_stops_everything(short_path: Path, moment: str) -> None:
     with demo(short_path) as (process, output):
-        deadline = time.monotonic() + 120
+        deadline = time.monotonic() + 2 * PATIENCE_S
         while moment not in output.read_text():
             assert process.poll() is None and time.monotonic() < deadline, output.read_text()
             time.sleep(0.05)
@@ -85,7 +86,7 @@ def test_control_c_stops_everything(short_path: Path, moment: str) -> None:
             time.sleep(6)  # in the middle of it
         started = children_of(process)
         process.send_signal(signal.SIGINT)
-        assert process.wait(90) == 130, output.read_text()
+        assert process.wait(PATIENCE_S) == 130, output.read_text()
         assert "Traceback" not in output.read_text()
     assert_gone(started)
     assert [path.name for path in short_path.iterdir() if path.name.startswith("vecraft-demo-")] == []

@@ -7,12 +7,12 @@ import os
 import subprocess
 import sys
 import textwrap
-import time
 from pathlib import Path
 
 import numpy as np
 import psutil
 import pytest
+from ray_workbench import PATIENCE_S, eventually
 
 from vecraft_cluster.launch import Cluster, clusters, connect, launch, name_of
 from vecraft_data_model import CollectionSchema, QueryPacket
@@ -55,7 +55,7 @@ def test_what_does_not_fit_is_refused_and_harms_nothing(cluster: Cluster, tmp_pa
     with pytest.raises(ShardUnavailableError, match="nobody"):
         connect("auto", name="nobody")
     assert not (tmp_path / "other").exists()
-    with VecraftClient(address="auto", cluster=cluster.name) as client:
+    with VecraftClient(address="auto", cluster=cluster.name, timeout=PATIENCE_S) as client:
         assert client.list_collections() == []
 
 
@@ -67,7 +67,7 @@ def test_without_a_root_there_must_be_one_cluster_to_join(ray_session: Path, tmp
     with launch_all(tmp_path / "a", tmp_path / "b"), pytest.raises(InvalidDataException) as refusal:
         connect("auto")
     assert {name_of(tmp_path / "a"), name_of(tmp_path / "b")} <= set(refusal.value.details["clusters"])
-    assert clusters() == running
+    eventually(lambda: clusters() == running, "their names to be gone")
 
 
 class launch_all:
@@ -79,7 +79,7 @@ class launch_all:
 
     def __enter__(self) -> list[Cluster]:
         for root in self._roots:
-            self.running.append(launch(root, 1, address="local", routers=0))
+            self.running.append(launch(root, 1, address="local", routers=0, timeout=PATIENCE_S))
         return self.running
 
     def __exit__(self, *error: object) -> None:
@@ -95,8 +95,8 @@ def test_one_directory_format_embedded_and_on_ray(ray_session: Path, tmp_path: P
         embedded.create_collection(CollectionSchema(name="c", dim=8))
         embedded.upsert("c", ids=ids[:30], vectors=vectors[:30], metadatas=[{"half": 0}] * 30)
         with pytest.raises(StorageFailureException, match=f"in use by process {os.getpid()}"):
-            launch(root, address="local", routers=0).close()
-    with VecraftClient(address="local", root=root) as on_ray:
+            launch(root, address="local", routers=0, timeout=PATIENCE_S).close()
+    with VecraftClient(address="local", root=root, timeout=PATIENCE_S) as on_ray:
         assert on_ray.count("c") == 30
         on_ray.upsert("c", ids=ids[30:], vectors=vectors[30:], metadatas=[{"half": 1}] * 30)
         on_ray.delete("c", "r00")
@@ -114,7 +114,7 @@ def test_a_damaged_root_is_reported_and_nothing_keeps_running(ray_session: Path,
     before = clusters()
     with pytest.raises(CorruptionError, match=r"vecraft\.json"):
         launch(root, address="auto")
-    assert clusters() == before
+    eventually(lambda: clusters() == before, "its name to be gone")
 
 
 SCRIPT = """
@@ -122,7 +122,7 @@ SCRIPT = """
     import numpy as np
     from vecraft_data_model import CollectionSchema, DataPacket
     from vecraft_db.client.vecraft_client import VecraftClient
-    client = VecraftClient(address="local", root=sys.argv[1], shards=1)
+    client = VecraftClient(address="local", root=sys.argv[1], shards=1, timeout=180)
     client.create_collection(CollectionSchema(name="c", dim=2), if_not_exists=True)
     client.insert("c", DataPacket("a", np.array([1.0, 2.0])))
     import ray
@@ -144,17 +144,14 @@ def test_a_local_cluster_starts_and_ends_with_its_client(ray_session: Path, tmp_
             env=environment,
             capture_output=True,
             text=True,
-            timeout=240,
+            timeout=3 * PATIENCE_S,
         )
         assert done.returncode == 0, done.stderr
         (line,) = done.stdout.splitlines()  # Ray must not say anything there: it is the caller's
         said = json.loads(line)
         assert said["count"] == 1
         assert done.stderr == "", "starting and ending a cluster is nothing to warn about"
-        deadline = time.monotonic() + 10
-        while (left := _naming(said["session"])) and time.monotonic() < deadline:
-            time.sleep(0.1)
-        assert left == []
+        eventually(lambda: _naming(said["session"]) == [], "all that was started to end")
         assert not list((tmp_path / "data").glob("**/*.tmp"))
     finally:
         for process in _naming(str(ray_directory)):

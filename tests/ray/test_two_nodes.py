@@ -32,7 +32,7 @@ def ray_directory() -> Iterator[Path]:
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(600)
+@pytest.mark.timeout(1800)
 def test_a_shard_moves_to_another_node_with_its_directory_and_its_lease_only(
     ray_directory: Path, tmp_path: Path
 ) -> None:
