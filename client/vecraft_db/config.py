@@ -22,6 +22,7 @@ from typing import Any
 import yaml
 
 from vecraft_data_model.errors import InvalidDataException
+from vecraft_shard.config import ShardConfig
 
 PREFIX = "VCRAFT_"
 CONFIG_FILE = "CONFIG_FILE"
@@ -183,6 +184,31 @@ class Settings:
         """Return these settings with those of ``names`` back at their defaults."""
         defaults: dict[str, Any] = {name: _FIELDS[name].default for name in names}
         return replace(self, **defaults)
+
+
+def shard_config(settings: Settings, *, remote: bool = False) -> ShardConfig:
+    """Return the settings of the shards of a database.
+
+    Args:
+        settings: The database's.
+        remote: Whether shards run in processes of their own. Then they check what arrives, because it has crossed a
+            process boundary, and each takes one processor: the other shards have the others. Shards in the caller's
+            own process need not check what it has just checked, and share its processors.
+    """
+    default = ShardConfig()
+    return ShardConfig(
+        durability=settings.durability,
+        checkpoint_wal_bytes=settings.checkpoint_wal_bytes,
+        index_min_rows=settings.index_min_rows,
+        checkpoint_interval_s=settings.checkpoint_interval_s,
+        history_retention_s=settings.history_retention_s,
+        txn_retention_s=settings.txn_retention_s,
+        max_clock_skew_ms=settings.max_clock_skew_ms,
+        ceiling_ms=min(default.ceiling_ms, settings.max_clock_skew_ms - 1),
+        ef_runtime=settings.ef_runtime or default.ef_runtime,
+        search_threads=1 if remote else os.cpu_count() or 1,
+        verify_writes=remote,
+    )
 
 
 _FIELDS = {entry.name: entry for entry in fields(Settings)}

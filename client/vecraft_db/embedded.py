@@ -27,12 +27,11 @@ from vecraft_data_model.errors import InvalidDataException, ShardUnavailableErro
 from vecraft_data_model.ports import Disk
 from vecraft_db.backups import copy_root, replace_root
 from vecraft_db.client.engine import Runner, refuse_closed
-from vecraft_db.config import Settings
+from vecraft_db.config import Settings, shard_config
 from vecraft_router.config import RouterConfig
 from vecraft_router.router import Router
 from vecraft_router.runners import SyncRunner
 from vecraft_router.session import SessionTokens
-from vecraft_shard.config import ShardConfig
 from vecraft_shard.disk import DirectoryLock, MemoryDisk, OsDisk, lock_directory
 
 T = TypeVar("T")
@@ -190,24 +189,6 @@ class EmbeddedEngine:
 def open_embedded(settings: Settings, root: str) -> EmbeddedEngine:
     """Open or make the database in a directory, or one in memory (``":memory:"``)."""
     return EmbeddedEngine(None if root == MEMORY else Path(root).expanduser(), settings)
-
-
-def shard_config(settings: Settings) -> ShardConfig:
-    """Return the settings of embedded shards. They need not check what their own process has just checked."""
-    default = ShardConfig()
-    return ShardConfig(
-        durability=settings.durability,
-        checkpoint_wal_bytes=settings.checkpoint_wal_bytes,
-        index_min_rows=settings.index_min_rows,
-        checkpoint_interval_s=settings.checkpoint_interval_s,
-        history_retention_s=settings.history_retention_s,
-        txn_retention_s=settings.txn_retention_s,
-        max_clock_skew_ms=settings.max_clock_skew_ms,
-        ceiling_ms=min(default.ceiling_ms, settings.max_clock_skew_ms - 1),
-        ef_runtime=settings.ef_runtime or default.ef_runtime,
-        search_threads=os.cpu_count() or 1,
-        verify_writes=False,
-    )
 
 
 _open_engines: weakref.WeakSet[EmbeddedEngine] = weakref.WeakSet()

@@ -27,11 +27,10 @@ from vecraft_cluster.socket_ports import SocketRunner
 from vecraft_data_model.errors import InvalidDataException, ShardUnavailableError, TimeoutException
 from vecraft_db.backups import copy_root, replace_root
 from vecraft_db.client.engine import refuse_closed
-from vecraft_db.config import DEFAULT_ROOT, Settings
+from vecraft_db.config import DEFAULT_ROOT, Settings, shard_config
 from vecraft_router.config import RouterConfig
 from vecraft_router.router import Router
 from vecraft_router.session import SessionTokens
-from vecraft_shard.config import ShardConfig
 
 T = TypeVar("T")
 Flow = Generator[Any, Any, T]
@@ -205,7 +204,7 @@ def open_ray(settings: Settings) -> RayEngine:
             settings.shards,
             address=address,
             name=settings.cluster,
-            shard_config=shard_config(settings),
+            shard_config=shard_config(settings, remote=True),
             data_plane=settings.data_plane,
         )
     else:
@@ -219,20 +218,3 @@ def open_ray(settings: Settings) -> RayEngine:
     except BaseException:
         cluster.close()
         raise
-
-
-def shard_config(settings: Settings) -> ShardConfig:
-    """Return the settings that shard actors get. They check what arrives: it has crossed a process boundary."""
-    default = ShardConfig()
-    return ShardConfig(
-        durability=settings.durability,
-        checkpoint_wal_bytes=settings.checkpoint_wal_bytes,
-        index_min_rows=settings.index_min_rows,
-        checkpoint_interval_s=settings.checkpoint_interval_s,
-        history_retention_s=settings.history_retention_s,
-        txn_retention_s=settings.txn_retention_s,
-        max_clock_skew_ms=settings.max_clock_skew_ms,
-        ceiling_ms=min(default.ceiling_ms, settings.max_clock_skew_ms - 1),
-        ef_runtime=settings.ef_runtime or default.ef_runtime,
-        verify_writes=True,
-    )

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from vecraft_data_model.errors import InvalidDataException
-from vecraft_db.config import Settings
+from vecraft_db.config import Settings, shard_config
 
 
 def test_nothing_given_takes_the_defaults() -> None:
@@ -77,3 +78,13 @@ def test_a_missing_file_is_an_error(tmp_path: Path) -> None:
 def test_an_unknown_argument_is_an_error() -> None:
     with pytest.raises(InvalidDataException, match="argument colour"):
         Settings.load({}, colour="red")
+
+
+def test_shards_have_the_same_settings_wherever_they_run() -> None:
+    """They differ in what they have to check, and in how many processors are theirs."""
+    settings = Settings.load({}, history_retention_s=7.0, durability="os", max_clock_skew_ms=100, ef_runtime=33)
+    here, there = shard_config(settings), shard_config(settings, remote=True)
+    assert replace(here, search_threads=1, verify_writes=True) == there
+    assert (there.history_retention_s, there.durability, there.ef_runtime) == (7.0, "os", 33)
+    assert there.ceiling_ms < there.max_clock_skew_ms == 100
+    assert (here.verify_writes, there.verify_writes, there.search_threads) == (False, True, 1)
