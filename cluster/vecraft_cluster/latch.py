@@ -67,6 +67,10 @@ class ReadWriteLatch:
         """
         return self._exclusive
 
+    def another(self) -> ReadWriteLatch:
+        """One of the same kind, for something else."""
+        return ReadWriteLatch()
+
     def enter_shared(self) -> None:
         """Begin to read; waits while somebody holds, or waits for, ``exclusive``."""
         me = get_ident()

@@ -149,3 +149,7 @@ class Latch(Protocol):
     def exclusive(self) -> AbstractContextManager[None]:
         """Nobody else."""
         ...
+
+    def another(self) -> Latch:
+        """One of the same kind, for something else."""
+        ...

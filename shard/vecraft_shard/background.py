@@ -5,6 +5,9 @@ again and again with a budget. Indexing comes first, since the tail is what make
 sliced, but keeps writers out only for its cut. Indexing and compaction do at least a slice each time: where writers
 never pause, or the machine is so busy that the budget is over before anything was done, neither must stand still.
 
+Indexing keeps those waiting who search the same collection, nobody else (see ``ShardState.graph_latch``). While there are
+such searches, its slices are a row or two.
+
 Background work and an explicit checkpoint may come from two threads; they take turns here. Requests go on meanwhile.
 """
 
@@ -27,10 +30,10 @@ _FINISHED = object()
 TUNING_SHARE = 0.2
 """Most of the time that is spent on measuring recall while others search: they would wait for a processor."""
 
-_WRITING_MS = 100
-"""So long after the last write the next one is expected."""
-_WRITING_SHARE = 0.4
-"""Of the time of a slice otherwise: a slice of so few rows costs two or three hundredths more for each."""
+_SEARCHED_MS = 1000
+"""So long after the last search the next one is expected."""
+_BESIDE_SEARCHES_MS = 0.5
+"""A slice while searches come in, which wait for the one that is under way: a row or two."""
 
 RETRY_COMPACTION_MS = 60_000
 """How long to wait after a compaction that there was no room for."""
@@ -68,7 +71,7 @@ class Background:
         with self._turn:
             deadline = self._stopwatch() + budget_ms / 1000
             self._checkpoint_if_due(now_ms)
-            more = self._index(deadline, self._slice_ms(now_ms))
+            more = self._index(deadline, now_ms)
             more = self._compact(now_ms, deadline) or more
             return self._tune(now_ms, deadline) or more
 
@@ -96,7 +99,7 @@ class Background:
                         for _ in compact(state, collection, now_ms):
                             pass
             if index_first:
-                self._index(float("inf"), state.config.index_slice_ms)
+                self._index(float("inf"), now_ms)
             self._checkpointer.run(now_ms, final=final or index_first)
 
     def _checkpoint_if_due(self, now_ms: int) -> None:
@@ -107,24 +110,26 @@ class Background:
             # The last one and the log stand, and nothing is half done: it is tried again after a while.
             logger.error("shard %d makes no checkpoint: %s", self._state.shard_id, error.message)
 
-    def _slice_ms(self, now_ms: int) -> float:
-        """How long to keep readers and writers out at once: each write waits for the slice that is under way."""
-        writing = now_ms - self._state.wrote_at_ms < _WRITING_MS
-        return self._state.config.index_slice_ms * (_WRITING_SHARE if writing else 1.0)
-
-    def _index(self, deadline: float, slice_ms: float) -> bool:
+    def _index(self, deadline: float, now_ms: int) -> bool:
+        """Index in slices, each of which keeps those waiting who search the same collection."""
         state, more, begun = self._state, False, False
-        min_rows = state.config.index_min_rows
+        longest_ms, min_rows = state.config.index_slice_ms, state.config.index_min_rows
         current = {entry.collection_id for entry in state.catalog.current()}
         for collection in list(state.collections.values()):
             if collection.collection_id not in current:
                 continue  # dropped: still readable in the past, but not worth a graph
+            searched = collection.depth.sample.searched_since(now_ms - _SEARCHED_MS, now_ms)
+            latch = state.graph_latch(collection.collection_id)
             while collection.tail_rows and (collection.indexed or collection.versions.rows >= min_rows):
                 if begun and self._stopwatch() >= deadline:
                     more = True
                     break
-                with state.latch.exclusive():
-                    collection.index_slice(slice_ms, self._stopwatch)
+                asked = self._stopwatch()
+                with latch.exclusive():
+                    # Searches that take long, of a long tail, would otherwise leave hardly any time to shorten it.
+                    waited_ms = (self._stopwatch() - asked) * 1000
+                    slice_ms = max(_BESIDE_SEARCHES_MS, waited_ms) if searched else longest_ms
+                    collection.index_slice(min(slice_ms, longest_ms), self._stopwatch)
                 begun = True
         return more
 

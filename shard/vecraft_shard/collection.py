@@ -268,7 +268,7 @@ class Collection:
         if last <= first:
             return 0
         vectors = np.ascontiguousarray(self.column.view(first, last), np.float32)
-        damaged = [row - first for row in self.integrity.vectors if first <= row < last]
+        damaged = [row - first for row in list(self.integrity.vectors) if first <= row < last]
         if damaged:  # they need a place in the graph, and could be NaN; nobody sees them there
             vectors = vectors.copy()
             vectors[damaged] = 0

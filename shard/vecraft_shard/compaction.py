@@ -58,7 +58,8 @@ def forget_dropped(state: ShardState, now_ms: int) -> int:
     safe_point = raise_safe_point(state, now_ms)
     with state.latch.writer(), state.latch.exclusive():
         gone = state.catalog.forget(safe_point)
-        state.retired += [state.collections.pop(collection_id) for collection_id in gone]
+        for collection_id in gone:
+            state.forget_collection(collection_id)
     return len(gone)
 
 

@@ -26,8 +26,8 @@ class ShardConfig:
         search_threads: Threads that the queries of one large request are spread over.
         index_min_rows: A collection with fewer rows is scanned and gets no graph: that is faster, and a graph's locks
             alone take 2.6 MB.
-        index_slice_ms: Aim for the time that the background indexer keeps readers out at once; less of it while
-            writes come in.
+        index_slice_ms: Aim for the time that the background indexer keeps those waiting who search the collection that
+            it indexes; less of it while searches come in.
         compact_dead_ratio: Share of dead rows at which a collection is rewritten.
         ballast_bytes: Room kept for the time when the disk is full.
         verify_writes: Check record checksums on arrival (off where client and shard share a process).

@@ -84,6 +84,10 @@ class NoLatch:
 
     shared = exclusive = writer
 
+    def another(self) -> NoLatch:
+        """Itself will do."""
+        return self
+
 
 class Shard:
     """One shard; made by :meth:`open`."""

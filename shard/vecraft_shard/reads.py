@@ -155,7 +155,10 @@ class Reader:
         collection = self._state.collections[entry.collection_id]
         match request:
             case Search():
-                return self._search(collection, request, snapshot)
+                if collection.indexed == collection.versions.rows:
+                    return self._search(collection, request, snapshot)
+                with self._state.graph_latch(collection.collection_id).shared():
+                    return self._search(collection, request, snapshot)
             case Get():
                 return _get(collection, request, snapshot)
             case Scan():

@@ -36,6 +36,7 @@ class QuerySample:
     def __init__(self) -> None:
         self.taken = 0
         self.offered = 0
+        self._noticed = self._noticed_ms = 0
         self._ring: Float32Array | None = None
 
     def offer(self, queries: Float32Array) -> None:
@@ -49,6 +50,12 @@ class QuerySample:
         for query in queries[:: max(1, len(queries) // self._OF_A_MATRIX)][: self._OF_A_MATRIX]:
             ring[self.taken % self.CAPACITY] = query
             self.taken += 1
+
+    def searched_since(self, ms: int, now_ms: int) -> bool:
+        """Whether there was a search after ``ms``, as far as who calls this again and again can tell."""
+        if self.offered != self._noticed:
+            self._noticed, self._noticed_ms = self.offered, now_ms
+        return self._noticed_ms > ms
 
     def queries(self) -> Float32Array | None:
         """The different queries of the sample, (n, dim) float32.

@@ -103,6 +103,7 @@ class ShardState:
     sync_seconds: float = 0.0
     recoveries: int = 0
     admission: Admission = field(init=False)
+    _graph_latches: dict[str, Latch] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         self.admission = Admission(
@@ -228,6 +229,21 @@ class ShardState:
                 versions = self.collections[mutation.collection_id].versions
                 count += sum(versions.alive_row(record_id) != NO_ROW for record_id in mutation.ids)
         return count
+
+    # ------------------------------------------------------------------------------------------- graphs
+
+    def graph_latch(self, collection_id: str) -> Latch:
+        """What keeps searches of a collection and additions to its graph apart, so that others need not wait.
+
+        Rows are appended where nobody reads. So whoever reads, and finds all rows in the graph, needs not enter it.
+        """
+        latch = self._graph_latches.get(collection_id)
+        return latch or self._graph_latches.setdefault(collection_id, self.latch.another())
+
+    def forget_collection(self, collection_id: str) -> None:
+        """Let the next checkpoint remove a collection that was dropped."""
+        self.retired.append(self.collections.pop(collection_id))
+        self._graph_latches.pop(collection_id, None)
 
     # ------------------------------------------------------------------------------------------- outcomes
 

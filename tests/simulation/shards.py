@@ -87,14 +87,15 @@ STOPWATCH = Stopwatch()
 class SimulatedLatch:
     """Knows who holds what, and what an imitated reader may do meanwhile."""
 
-    def __init__(self) -> None:
+    def __init__(self, root: SimulatedLatch | None = None) -> None:
         self.writing = 0
         self.excluding = 0
         self.nested = False
+        self.root = root or self
 
     @contextmanager
     def writer(self) -> Iterator[None]:
-        if self.nested and self.writing:
+        if self.root.nested and self.writing:
             raise WouldWait
         self.writing += 1
         try:
@@ -113,6 +114,9 @@ class SimulatedLatch:
         finally:
             self.excluding -= 1
 
+    def another(self) -> SimulatedLatch:
+        return SimulatedLatch(self.root)
+
 
 class SharedLatch:
     """What a reader holds; a shard has one, and enters it again and again."""
@@ -121,7 +125,7 @@ class SharedLatch:
         self._latch = latch
 
     def __enter__(self) -> None:
-        if self._latch.nested and self._latch.excluding:
+        if self._latch.root.nested and self._latch.excluding:
             raise WouldWait
 
     def __exit__(self, *_: object) -> None:

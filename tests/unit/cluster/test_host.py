@@ -43,11 +43,14 @@ from vecraft_data_model.messages import (
     Request,
     Resolve,
     Response,
+    Search,
+    SearchReply,
     Status,
     StatusReply,
     Transaction,
 )
 from vecraft_data_model.schema import CollectionSchema
+from vecraft_shard.collection import Collection
 from vecraft_shard.config import ShardConfig
 from vecraft_shard.disk import MemoryDisk, OsDisk
 
@@ -93,9 +96,9 @@ def transaction(name: str, *mutations: Mutation) -> Transaction:
 
 
 def create(host: ShardHost, name: str = "c") -> None:
-    schema = CollectionSchema(name=name, dim=4)
+    schema, collection_id = CollectionSchema(name=name, dim=4), hashlib.md5(name.encode()).hexdigest()
     assert isinstance(
-        one(host, CommitOne(transaction(f"make-{name}", CreateCollection(schema, "ab" * 16)))), Committed
+        one(host, CommitOne(transaction(f"make-{name}", CreateCollection(schema, collection_id)))), Committed
     )
 
 
@@ -361,3 +364,62 @@ def test_the_reply_carries_the_shards_clock(tmp_path: Path) -> None:
         committed = reply.responses[0]
         assert isinstance(committed, Committed)
         assert reply.clock >= committed.commit_ts
+
+
+def test_indexing_keeps_only_searches_of_the_same_collection_waiting(monkeypatch: pytest.MonkeyPatch) -> None:
+    indexing, go_on = threading.Event(), threading.Event()
+    index_slice = Collection.index_slice
+
+    def held_up(collection: Collection, budget_ms: float, stopwatch: Callable[[], float]) -> int:
+        indexing.set()
+        assert go_on.wait(SOON)
+        return index_slice(collection, budget_ms, stopwatch)
+
+    def search(name: str) -> list[str]:
+        reply = one(host, Search(collection=name, queries=np.ones((1, 4), np.float32)))
+        assert isinstance(reply, SearchReply), reply
+        return list(reply.hits[0].ids)
+
+    with opened(MemoryDisk(), config=ShardConfig(index_min_rows=1), maintenance=False) as host:
+        create(host, "c")
+        create(host, "other")
+        one(host, CommitOne(transaction("there", put_of_columns("other", ["o"], np.ones((1, 4), np.float32)))))
+        one(host, write("here", ["a"]))
+        monkeypatch.setattr(Collection, "index_slice", held_up)
+        answers: list[list[str]] = []
+        indexer = threading.Thread(target=host.maintain_once, daemon=True)
+        searcher = threading.Thread(target=lambda: answers.append(search("c")), daemon=True)
+        indexer.start()
+        try:
+            assert indexing.wait(SOON)
+            assert search("other") == ["o"]
+            assert one(host, write("more", ["b"])) is not None and count(host) == 2, "nor does a write wait"
+            searcher.start()
+            searcher.join(0.2)
+            assert searcher.is_alive() and not answers
+        finally:
+            go_on.set()
+            indexer.join(SOON)
+            searcher.join(SOON)
+        assert sorted(answers[0]) == ["a", "b"], "each once: from the graph, or from the tail"
+
+
+def test_searches_beside_indexing_find_each_row_once() -> None:
+    rng = np.random.default_rng(5)
+    vectors = rng.normal(size=(3000, 4)).astype(np.float32)
+    with opened(MemoryDisk(), config=ShardConfig(index_min_rows=1)) as host:
+        create(host)
+        one(host, CommitOne(transaction("all", put_of_columns("c", [f"r{i}" for i in range(3000)], vectors))))
+        tails = []
+        for turn in range(10_000):
+            query = vectors[turn % 3000 : turn % 3000 + 1]
+            reply = one(host, Search(collection="c", queries=query))
+            assert isinstance(reply, SearchReply), reply
+            found = list(reply.hits[0].ids)
+            assert found[0] == f"r{turn % 3000}" and len(set(found)) == 10, found
+            described = one(host, Describe(collection="c"))
+            assert isinstance(described, DescribeReply), described
+            tails.append(described.tail_rows)
+            if not tails[-1]:
+                break
+        assert 0 < tails[len(tails) // 2] < 3000, "they were beside it"
