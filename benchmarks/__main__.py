@@ -24,7 +24,8 @@ from benchmarks.plots import draw
 
 RESULTS = Path("benchmarks/results")
 SECTIONS = (
-    "search", "batches", "writes", "cluster", "filters", "counts", "texts", "groups", "recall", "growth", "sweep",
+    "search", "batches", "writes", "cluster", "filters", "plans", "counts", "texts", "groups", "recall", "growth",
+    "ingest", "sweep",
 )  # fmt: skip
 SLOWING = ("OPENBLAS_CORETYPE", "OPENBLAS_L2_SIZE")
 NOT_MEASURED: dict[str, str] = {}

@@ -1,4 +1,4 @@
-"""§5: how cost, memory, disk and the first answer grow with the number of rows, and searches beside ingest.
+"""§5: how cost, memory, disk and the first answer grow with the number of rows.
 
 Clustered vectors of 128 dimensions, made from a seed, 10,000 and 100,000 of them (``VECRAFT_BENCH_ROWS=1000000`` for
 more), against hnswlib on the same rows at the same depth. What a process needs is measured in processes of their own
@@ -12,7 +12,6 @@ import os
 import statistics
 import subprocess
 import sys
-import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -39,7 +38,6 @@ QUERIES = 200
 DEPTH = 64
 BATCH = 1000
 FIRST_ANSWER_S = 1.0
-INGEST_SHARE = 5
 SEARCH_EVERY_S = 0.5
 RECALL_QUERIES = 50
 COLLECTION = "growth"
@@ -81,7 +79,6 @@ def _at(size: int, rounds: int, *, last: bool) -> Iterator[Row]:
             yield _memory(root, index_file, size, rounds)
             yield _disk(root, vectors, payload)
             yield _first_answer(root, index_file, size, rounds)
-            yield _beside_ingest(root, vectors, queries)
 
 
 def _build_reference(vectors: Matrix) -> hnswlib.Index:
@@ -92,8 +89,9 @@ def _build_reference(vectors: Matrix) -> hnswlib.Index:
     return index
 
 
-def _metadata(first: int, last: int) -> list[dict[str, Any]]:
-    return [{"number": i, "lang": "de" if i % 3 else "en", "topic": f"t{i % 100}"} for i in range(first, last)]
+def metadata_of(numbers: range) -> list[dict[str, Any]]:
+    """Return the metadata of rows by their numbers."""
+    return [{"number": i, "lang": "de" if i % 3 else "en", "topic": f"t{i % 100}"} for i in numbers]
 
 
 def _write(root: Path, vectors: Matrix, queries: Matrix) -> tuple[Row, int]:
@@ -112,7 +110,7 @@ def _write(root: Path, vectors: Matrix, queries: Matrix) -> tuple[Row, int]:
         )
         for first in range(0, size, BATCH):
             part = vectors[first : first + BATCH]
-            metadatas = _metadata(first, first + len(part))
+            metadatas = metadata_of(range(first, first + len(part)))
             payload += sum(len(json.dumps(metadata)) for metadata in metadatas)
             ids = [f"row-{i:08}" for i in range(first, first + len(part))]
             client.upsert(COLLECTION, ids=ids, vectors=part, metadatas=metadatas)
@@ -182,49 +180,6 @@ def _first_answer(root: Path, index_file: Path, size: int, rounds: int) -> Row:
         index_file.read_bytes()
         row.reference.append(Sample(time.perf_counter() - began, 0.0))
     row.extra = {"seconds_at_most": FIRST_ANSWER_S, "reached": row.figures[0] <= FIRST_ANSWER_S}
-    return row
-
-
-def _beside_ingest(root: Path, vectors: Matrix, queries: Matrix) -> Row:
-    """p99 of searches while a fifth of the rows is written again elsewhere and indexed, against the same in peace."""
-    packets = [QueryPacket(query_vector=query, k=K, include=()) for query in queries]
-    row = Row("5e", "search p99 while rows are ingested and indexed", "ms", "low", 4.0)
-    with VecraftClient(root=root) as client:
-        client.create_collection(CollectionSchema(name="ingest", dim=DIM, M=M, ef_construction=EF_CONSTRUCTION))
-        done = threading.Event()
-
-        def ingest() -> None:
-            try:
-                for first in range(0, len(vectors) // INGEST_SHARE, BATCH):
-                    part = vectors[first : first + BATCH]
-                    ids = [f"row-{i:08}" for i in range(first, first + len(part))]
-                    client.upsert("ingest", ids=ids, vectors=part, metadatas=_metadata(first, first + len(part)))
-                while client.describe_collection("ingest").tail_rows:
-                    time.sleep(0.05)
-            finally:
-                done.set()
-
-        def p99(walls: list[float]) -> float:
-            return float(np.quantile(walls, 0.99)) * 1000
-
-        def search_all(walls: list[float]) -> None:
-            for packet in packets:
-                began = time.perf_counter()
-                client.search(COLLECTION, packet)
-                walls.append(time.perf_counter() - began)
-
-        peace: list[float] = []
-        for _ in range(10):
-            search_all(peace)
-        writer = threading.Thread(target=ingest)
-        writer.start()
-        busy: list[float] = []
-        while not done.is_set():
-            search_all(busy)
-        writer.join()
-    row.ours.append(Sample(p99(busy), 0.0))
-    row.reference.append(Sample(p99(peace), 0.0))
-    row.extra = {"p50_busy_ms": statistics.median(busy) * 1000, "p50_in_peace_ms": statistics.median(peace) * 1000}
     return row
 
 

@@ -5,8 +5,8 @@ again and again with a budget. Indexing comes first, since the tail is what make
 sliced, but keeps writers out only for its cut. Indexing and compaction do at least a slice each time: where writers
 never pause, or the machine is so busy that the budget is over before anything was done, neither must stand still.
 
-Indexing keeps those waiting who search the same collection, nobody else (see ``ShardState.graph_latch``). While there are
-such searches, its slices are a row or two.
+Indexing keeps those waiting who search the same collection, nobody else (see ``ShardState.graph_latch``). While there
+are such searches, its slices are a row or two.
 
 Background work and an explicit checkpoint may come from two threads; they take turns here. Requests go on meanwhile.
 """
