@@ -1,9 +1,10 @@
 """§R: whether ``target_recall`` is met, by collections whose depth nobody sets, on data of different difficulty.
 
 Each collection is altered to one target after another, measures itself in the background on queries that it makes up,
-and is then asked held-out queries that it has never seen, at the depth it chose. A row tells that depth, the recall of
-the held-out queries against exact answers, and what the collection believes of itself, with its 95% interval. Rate and
-reference are those of the held-out queries at that depth and at a target of 0.95.
+and is then asked held-out queries that it has never seen, at the depth it chose. Then it is asked as many others as it
+samples, one by one, and all is done again (``asked``): it measures itself on those. A row tells the depth, the recall
+of the held-out queries against exact answers, and what the collection believes of itself, with its 95% interval. Rate
+and reference are those of the held-out queries at that depth and at a target of 0.95.
 
 Held-out queries are no larger a sample than they are: their recall may lie below a target by its own standard error
 (told as ``error``), and is judged with twice that.
@@ -22,16 +23,18 @@ from benchmarks.data import K
 from benchmarks.measure import Row, Sample, alternate, per_operation
 from benchmarks.peers import Skipped, library
 from examples.wordnet import WordNet
-from vecraft_data_model import CollectionSchema
+from vecraft_data_model import CollectionSchema, QueryPacket
 from vecraft_db.client.vecraft_client import VecraftClient
+from vecraft_shard.search_depth import QuerySample
 from vecraft_shard.tuning import MIN_ROWS
 
 Matrix = npt.NDArray[np.float32]
 Kind = Callable[[WordNet], tuple[str, Matrix, Matrix]]
-"""Metric, rows, held-out queries."""
+"""Metric, rows, queries: the first :data:`ASKED` to ask, the others held out."""
 
 TARGETS = (0.5, 0.8, 0.95, 0.99, 1.0)
-ROWS, QUERIES = 20_000, 200
+ASKED = QuerySample.CAPACITY
+ROWS, QUERIES = 20_000, ASKED + 200
 SEED = 7
 PATIENCE_S = 300.0
 
@@ -83,24 +86,30 @@ def _kind(name: str, metric: str, rows: Matrix, queries: Matrix, rounds: int) ->
             part = rows[first : first + 1000]
             client.upsert("c", ids=[f"r{first + i}" for i in range(len(part))], vectors=part)
         client.checkpoint(index=True, timeout=600)
-        exact = np.array([[hit.distance for hit in hits] for hits in _many(client, queries, exact=True)])
+        asked, held_out = queries[:ASKED], queries[ASKED:]
+        exact = np.array([[hit.distance for hit in hits] for hits in _many(client, held_out, exact=True)])
         farthest = exact[:, -1:] + 1e-4 * np.abs(exact[:, -1:]) + 1e-6
         usual = _settled(client, 0.95)["ef"]
 
         def at(depth: int) -> Sample:
-            return per_operation(lambda: _many(client, queries, ef=depth), len(queries))
+            return per_operation(lambda: _many(client, held_out, ef=depth), len(held_out))
 
-        for target in TARGETS:
-            facts = _settled(client, target)
-            found = np.array([[hit.distance for hit in hits] for hits in _many(client, queries, ef=facts["ef"])])
-            shares = (found <= farthest).mean(axis=1)
-            error = float(shares.std(ddof=1)) / len(queries) ** 0.5
-            row = Row(f"R·{name}·{target}", f"{name}, target {target}, depth {facts['ef']}", "queries/s", "high", None)
-            row.extra = {
-                "target": target, **facts, "recall": float(shares.mean()), "error": error,
-                "met": float(shares.mean()) + 2 * error >= target,
-            }  # fmt: skip
-            yield alternate(row, rounds, lambda depth=facts["ef"]: at(depth), lambda: at(usual))  # type: ignore[misc]
+        for how in ("", "·asked"):
+            if how:
+                for query in np.repeat(asked, 2 * QuerySample.STRIDE, axis=0):
+                    client.search("c", QueryPacket(query, k=K, include=()))
+            for target in TARGETS:
+                facts = _settled(client, target)
+                found = np.array([[hit.distance for hit in hits] for hits in _many(client, held_out, ef=facts["ef"])])
+                shares = (found <= farthest).mean(axis=1)
+                error = float(shares.std(ddof=1)) / len(held_out) ** 0.5
+                what = f"{name}, target {target}, depth {facts['ef']}"
+                row = Row(f"R·{name}·{target}{how}", what, "queries/s", "high", None)
+                row.extra = {
+                    "target": target, **facts, "recall": float(shares.mean()), "error": error,
+                    "met": float(shares.mean()) + 2 * error >= target,
+                }  # fmt: skip
+                yield alternate(row, rounds, lambda depth=facts["ef"]: at(depth), lambda: at(usual))  # type: ignore[misc]
 
 
 def _many(client: VecraftClient, queries: Matrix, **how: Any) -> list[Any]:

@@ -15,12 +15,17 @@ import numpy.typing as npt
 
 Float32Array = npt.NDArray[np.float32]
 
+_WHOLE: Final = 2**32 - 1
+_GOLDEN: Final = 2_654_435_769
+"""2³² over the golden ratio."""
+
 
 class QuerySample:
     """Some of the last queries of a collection, up to :attr:`CAPACITY`: what its recall is worth measuring on.
 
     While it is filling up, every search gives one; afterwards one in :attr:`STRIDE` replaces the oldest, so that the
-    sample reaches back over about a thousand searches and follows when the questions change.
+    sample reaches back over about a thousand searches and follows when the questions change. Which one, the multiples
+    of the golden ratio say: they are spread evenly, and never in step with questions that come round in turns.
 
     Searches offer their queries from several threads without a lock: at worst one of them overwrites another's.
 
@@ -42,7 +47,7 @@ class QuerySample:
     def offer(self, queries: Float32Array) -> None:
         """Consider the queries of one search, (q, dim) float32, q ≥ 1."""
         self.offered += 1
-        if self.taken >= self.CAPACITY and self.offered % self.STRIDE:
+        if self.taken >= self.CAPACITY and (self.offered * _GOLDEN & _WHOLE) * self.STRIDE > _WHOLE:
             return
         ring = self._ring
         if ring is None:

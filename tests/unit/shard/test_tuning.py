@@ -174,7 +174,7 @@ def test_the_depth_follows_what_is_really_asked() -> None:
     bench.settle()
     easy = bench.describe().ef
     assert easy < made_up
-    for _ in range(QuerySample.STRIDE):
+    for _ in range(QuerySample.STRIDE + 1):
         for query in gaussian(rng, QuerySample.CAPACITY):
             bench.search(query.reshape(1, -1))
     bench.now_ms += 3_600_000
@@ -294,8 +294,8 @@ def test_a_query_that_is_asked_again_and_again_says_no_more_than_once() -> None:
     for number in range(10 * QuerySample.CAPACITY):
         sample.offer(np.full((1, 2), number % (QuerySample.CAPACITY // 2 - 1), np.float32))
     assert sample.queries() is None, "too few to tell how hard the questions are"
-    for number in range(QuerySample.CAPACITY * QuerySample.STRIDE):
-        sample.offer(np.full((1, 2), number // QuerySample.STRIDE % 70, np.float32))
+    for number in range(QuerySample.CAPACITY * QuerySample.STRIDE * 2):
+        sample.offer(np.full((1, 2), number % 70, np.float32))
     distinct = sample.queries()
     assert distinct is not None and sorted(distinct[:, 0].tolist()) == list(range(70))
 
@@ -308,11 +308,17 @@ def test_the_sample_keeps_some_of_the_last_queries() -> None:
     sample.offer(np.full((1, 4), 500, np.float32))
     full = sample.queries()
     assert full is not None and set(full[:, 0]) == {*range(QuerySample.CAPACITY - 1), 500}
-    for number in range(1000, 1000 + QuerySample.CAPACITY * QuerySample.STRIDE):
+    taken = sample.taken
+    for number in range(1000, 1000 + (QuerySample.CAPACITY + 1) * QuerySample.STRIDE):
         sample.offer(np.full((1, 4), number, np.float32))
+    assert abs(sample.taken - taken - QuerySample.CAPACITY - 1) <= 1
     renewed = sample.queries()
     assert renewed is not None and renewed.min() >= 1000
     assert renewed.max() - renewed.min() > 900, "they are spread over the whole time"
+    for number in range(QuerySample.CAPACITY * QuerySample.STRIDE * 2):
+        sample.offer(np.full((1, 4), number % 128, np.float32))
+    periodic = sample.queries()
+    assert periodic is not None and len(periodic) > 100, "not always the same of those that come in turns"
 
 
 def test_the_interval_holds_the_mean_and_narrows_with_agreement() -> None:
