@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 from typing import Any
 
 import numpy as np
@@ -255,3 +256,17 @@ def test_documents_of_other_kinds_are_refused(document: Any) -> None:
 def test_unknown_algorithms_are_refused(algorithm: Any) -> None:
     with pytest.raises(InvalidDataException, match="must be one of sha256"):
         encode_payload("a", VECTOR, None, None, algorithm)
+
+
+def test_damaged_metadata_of_several_records_is_not_taken_for_one_anothers() -> None:
+    """What is missing in one stands too much in another: each is decoded by itself."""
+    kept = ['{"k":"xxxxxxxxxx"}', '{"k":"xx"}', '{"k":"xx"}']
+    damaged = ['{"a":1},{"bb":222}', '{"aa":1234', '"bb":2345}']
+    payloads = []
+    for number, (before, after) in enumerate(zip(kept, damaged, strict=True)):
+        sealed = encode_payload(f"r{number}", VECTOR, json.loads(before), None, "sha256")
+        assert sealed.count(before.encode()) == 1 and len(before) == len(after)
+        payloads.append(sealed.replace(before.encode(), after.encode()))
+    for decode in (metadata_of, objects_of):
+        with pytest.raises(CorruptionError, match="metadata"):
+            decode(payloads)
