@@ -188,7 +188,7 @@ class Reader:
         if collection.integrity.vectors:
             collection.integrity.refuse_vectors(snapshot)
         collection.depth.sample.offer(request.queries)
-        threads = self._state.config.search_threads if len(request.queries) >= _QUERIES_WORTH_THREADS else 1
+        threads = self._threads_for(request)
         explain = None
         if options.explain:
             found, explain = explain_search(view, request, threads, self._costs)
@@ -227,7 +227,12 @@ class Reader:
         if collection.integrity.vectors:
             collection.integrity.refuse_vectors(view.snapshot)
         found, explain = search_groups(
-            view, request, lambda rows: metadata_of(collection.rows_of(rows).payloads or []), self._costs
+            view,
+            request,
+            collection.metadata,
+            lambda rows: metadata_of(collection.payloads_of(rows)),
+            self._threads_for(request),
+            self._costs,
         )
         if collection.integrity.payloads and request.options.where_document is not None:
             collection.integrity.refuse_texts(view.snapshot)
@@ -235,6 +240,9 @@ class Reader:
             msgspec.structs.replace(_hits(collection, line, request.options), groups=groups) for line, groups in found
         ]
         return SearchReply(view.snapshot, hits, explain if request.options.explain else None)
+
+    def _threads_for(self, request: Search) -> int:
+        return self._state.config.search_threads if len(request.queries) >= _QUERIES_WORTH_THREADS else 1
 
     def ef_of(self, collection: Collection) -> int:
         """The search depth in force: override, else altered, else measured, else the default."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import random
+from collections import Counter
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -200,6 +201,24 @@ def test_a_graph_walk_finds_the_groups_of_a_large_collection(client: VecraftClie
         right += len(set(ids(exact)) & set(ids(hits)))
         found += len(hits)
     assert right >= 0.95 * found
+    # Groups that have not shown enough are searched together, not one by one.
+    packet = QueryPacket([0.0] * DIM, 10, ef=40, group_by="group", group_size=4)
+    several: Any = client.search(collection, packet, explain=True)
+    assert Counter(hit.metadata["group"] for hit in several).most_common()[-1][1] == 4
+    assert all(2 <= plan["lists"] <= 4 for plan in several.explain.values())
+
+
+def test_a_group_that_crowds_out_another(client: VecraftClient, make: Callable[..., str]) -> None:
+    far = {"near": [0.0] * 60, "crowd": [0.1, *[1.0] * 300], "other": [0.1, *[2.0] * 90], "last": [0.2, 3.0, 3.0, 4.0]}
+    collection = make(dim=DIM)
+    model: dict[str, Record] = {
+        f"{group}{n:03d}": ([0.0] * (DIM - 1) + [distance], {"group": group})
+        for group, distances in far.items()
+        for n, distance in enumerate(distances)
+    }
+    write(client, collection, model)
+    packet = QueryPacket([0.0] * DIM, 4, exact=True, group_by="group", group_size=3)
+    assert ids(client.search(collection, packet)) == expected(model, [0.0] * DIM, 4, size=3)
 
 
 def test_a_transaction_groups_what_it_sees(client: VecraftClient, grouped: tuple[str, dict[str, Record]]) -> None:

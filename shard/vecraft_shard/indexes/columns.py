@@ -44,6 +44,11 @@ class RowColumn(GrowingArray[np.uint32]):
         super().__init__(np.uint32)
         self.distinct = True
 
+    @property
+    def dense(self) -> bool:
+        """Whether each row from the first to the last stands here once: then row ``r`` is entry ``r``."""
+        return self.distinct and self.size > 0 and int(self._buffer[self.size - 1]) == self.size - 1
+
     def extend(self, values: npt.NDArray[Any]) -> None:
         """Append rows, not below those before."""
         if self.distinct and len(values):

@@ -29,6 +29,7 @@ from typing import Any, Final
 
 import msgspec
 import numpy as np
+import numpy.typing as npt
 import xxhash
 
 from vecraft_data_model.errors import CorruptionError, InvalidDataException
@@ -113,6 +114,28 @@ class MetadataIndex:
     def estimate(self, where: Filter, n_rows: int) -> int:
         """Return about how many rows below ``n_rows`` match. Exact at present: evaluating is cheap, and kept."""
         return self.evaluate(where, n_rows).count
+
+    def keys_at(self, name: str, rows: npt.NDArray[np.integer]) -> list[Key | None]:
+        """Return the value of a field in each of the rows, a list or an object by its fingerprint.
+
+        Returns:
+            As :func:`~vecraft_shard.indexes.postings.hashed_key`; None: the row has no value there, or several.
+        """
+        with self._lock:
+            field = self._fields.get(name)
+            return [None] * len(rows) if field is None else field.values.keys_at(rows)
+
+    def rows_with(self, name: str, keys: Iterable[Key], n_rows: int) -> RowSet:
+        """Return the rows below ``n_rows`` that have one of these values of a field; such answers are not kept.
+
+        Args:
+            name: Of the field.
+            keys: As of filters, or as :meth:`keys_at` returns them.
+            n_rows: As for :meth:`evaluate`.
+        """
+        with self._lock:
+            field = self._fields.get(name)
+            return RowSet.empty() if field is None else field.values.equal(keys, n_rows)
 
     def _evaluate(self, where: Filter, n_rows: int) -> RowSet:
         match where:

@@ -48,6 +48,9 @@ from vecraft_shard.indexes.rowset import BoolArray, RowSet
 Code = str | bytes | bool | None
 """What the dictionary holds: a string, null, a boolean, or the fingerprint of a list or object."""
 
+HASHED: Final = -1
+"""The kind of a list or an object that is known by its fingerprint alone; in keys that stay within the shard."""
+
 _EXACT: Final = 2**53
 _INT64_MIN: Final = -(2**63)
 _INT64_MAX: Final = 2**63 - 1
@@ -81,7 +84,8 @@ class Postings:
     """The entries of one field."""
 
     __slots__ = (
-        "_code_rows", "_codes", "_dictionary", "_instants", "_integer_rows", "_integers", "_number_rows", "_numbers",
+        "_code_rows", "_codes", "_dictionary", "_instants", "_integer_rows", "_integers", "_known_values",
+        "_number_rows", "_numbers",
     )  # fmt: skip
 
     def __init__(self) -> None:
@@ -93,6 +97,7 @@ class Postings:
         self._integer_rows = RowColumn()
         self._integers = GrowingArray(np.int64)
         self._instants = GrowingArray(np.int64)
+        self._known_values: list[Code] = []
 
     # ------------------------------------------------------------------------------------------- writing
 
@@ -222,6 +227,40 @@ class Postings:
             self._instants.extend(np.array(parsed, np.int64))
         return self._instants.array
 
+    def keys_at(self, rows: npt.NDArray[np.integer]) -> list[Key | None]:
+        """Return the value of each row, as :func:`hashed_key` gives it; None: the row has none, or several."""
+        columns: list[tuple[RowColumn, GrowingArray[Any], Callable[[list[Any]], list[Key]]]] = [
+            (self._code_rows, self._codes, self._keys_of_codes),
+            (self._number_rows, self._numbers, _keys_of_numbers),
+            (self._integer_rows, self._integers, _keys_of_numbers),
+        ]
+        columns = [entry for entry in columns if entry[0].size]
+        if len(columns) == 1 and len(rows):
+            row_column, column, keys_of = columns[0]
+            if row_column.dense and int(rows.max()) < row_column.size:
+                return [*keys_of(column.array[rows].tolist())]
+        keys: list[Key | None] = [None] * len(rows)
+        entries = np.zeros(len(rows), np.int64)
+        wanted = rows.astype(np.uint32)
+        for row_column, column, keys_of in columns:
+            known = row_column.array
+            first = np.searchsorted(known, wanted)
+            found = np.searchsorted(known, wanted, side="right") - first
+            entries += found
+            at = np.flatnonzero(found)
+            for place, key in zip(at.tolist(), keys_of(column.array[first[at]].tolist()), strict=True):
+                keys[place] = key
+        for place in np.flatnonzero(entries > 1).tolist():
+            keys[place] = None
+        return keys
+
+    def _keys_of_codes(self, codes: list[int]) -> list[Key]:
+        values = self._known_values
+        if len(values) < len(self._dictionary):
+            values.extend(islice(self._dictionary, len(values), None))
+        keys = {code: _key_of_code(values[code]) for code in set(codes)}
+        return [keys[code] for code in codes]
+
     # --------------------------------------------------------------------------------------------- files
 
     def portion(self, lo: int, hi: int) -> Portion | None:
@@ -324,8 +363,22 @@ def _cut(
     return rows[first:last], column[first:last]
 
 
+def hashed_key(value: Any) -> Key:
+    """Return the key of a JSON value; that of a list or an object is ``(HASHED, its fingerprint)``."""
+    key = key_of(value)
+    return (HASHED, _fingerprint(key)) if key[0] in (LIST, DICT) else key
+
+
+def _key_of_code(value: Code) -> Key:
+    return (HASHED, value) if isinstance(value, bytes) else key_of(value)
+
+
+def _keys_of_numbers(numbers: list[int | float]) -> list[Key]:
+    return [(NUMBER, number) for number in numbers]
+
+
 def _code_of(kind: int, value: Any) -> Code:
-    if kind in (STRING, NULL, BOOL):
+    if kind in (STRING, NULL, BOOL, HASHED):
         return value  # type: ignore[no-any-return]
     return _fingerprint((kind, value))
 

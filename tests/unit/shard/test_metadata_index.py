@@ -4,14 +4,16 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from random_examples import examples
 
 from vecraft_data_model.errors import CorruptionError, InvalidDataException
-from vecraft_data_model.filters import matches, parse_where
+from vecraft_data_model.filters import matches, parse_where, values_at
 from vecraft_shard.indexes.metadata import MetadataIndex
+from vecraft_shard.indexes.postings import hashed_key
 
 NAMES = ("a", "b", "a.b", "a.b.c", "", "a.", "x")
 scalars = st.one_of(
@@ -95,6 +97,33 @@ def test_equals_the_reference_evaluator(
     records += records[:2]
     for where in wheres:
         assert matching(loaded, where, len(records)) == reference(where, records), where
+
+
+@examples(150)
+@given(
+    batches=st.lists(st.one_of(st.lists(metadata, max_size=6), st.lists(alike, max_size=6)), max_size=4),
+    settled=st.booleans(),
+    name=st.sampled_from([*NAMES, "x.y", "nowhere"]),
+    data=st.data(),
+)
+def test_tells_the_value_of_a_row(batches: list[list[Any]], settled: bool, name: str, data: st.DataObject) -> None:
+    index = MetadataIndex()
+    records: list[Any] = []
+    for batch in batches:
+        index.add(len(records), batch)
+        records += batch
+    if settled:
+        loaded = MetadataIndex()
+        loaded.load(index.dump(0, len(records)))
+        index = loaded
+    rows = data.draw(st.lists(st.sampled_from(range(len(records))), max_size=8)) if records else []
+    keys = index.keys_at(name, np.array(rows, np.int64))
+    for row, key in zip(rows, keys, strict=True):
+        known = list(values_at(records[row], name))
+        assert key == (hashed_key(known[0]) if len(known) == 1 else None)
+        if key is not None:
+            alike = reference({name: {"$eq": known[0]}}, records)
+            assert index.rows_with(name, {key}, len(records)).rows().tolist() == alike
 
 
 NUMBERS = (
