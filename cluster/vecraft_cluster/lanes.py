@@ -237,8 +237,12 @@ class Lane(Generic[C]):
         call = None
         with self._lock:
             if len(self._calls) < self._in_flight_max and len(self._queue) < self._batch_max:
-                self._queue.append(ticket)  # behind what was in no hurry, and now leaves with it
-                call = self._board(time.monotonic())
+                now = time.monotonic()
+                if self._queue:
+                    self._queue.append(ticket)  # behind what was in no hurry, and now leaves with it
+                    call = self._board(now)
+                else:
+                    call = self._new_call([ticket], now)
         if call is None:
             self.send(ticket)
             return None
@@ -315,7 +319,7 @@ class Lane(Generic[C]):
         return self._new_call(tickets, now)
 
     def _new_call(self, tickets: list[Ticket], now: float) -> Call:
-        latest = max(ticket.deadline for ticket in tickets)
+        latest = tickets[0].deadline if len(tickets) == 1 else max(ticket.deadline for ticket in tickets)
         call = Call(tickets, min(latest, now + self._call_max_s))
         self._calls.add(call)
         return call
@@ -369,7 +373,7 @@ class Lane(Generic[C]):
     def _land(self, call: Call, answers: list[Any]) -> None:
         with self._lock:
             self._calls.discard(call)
-            following = self._board(time.monotonic())
+            following = self._board(time.monotonic()) if self._queue else None
             for ticket, answer in zip(call.tickets, answers, strict=True):
                 if ticket.answer is None:
                     ticket.answer = answer

@@ -18,7 +18,6 @@ Invariants:
 from __future__ import annotations
 
 import logging
-import select
 import socket
 import threading
 import time
@@ -193,7 +192,7 @@ class Links:
         """Return a free connection that the shard has not ended meanwhile; the lock is held."""
         while self._free:
             wire = self._free.pop()
-            if not _readable(wire):
+            if not wire.readable():  # the peer's farewell, since nobody asked it anything
                 return wire
             wire.close()
             self._open -= 1
@@ -265,10 +264,3 @@ def connect(endpoint: Endpoint, timeout: float = CONNECT_TIMEOUT_S) -> Wire:
         secured.close()
         raise
     return Wire(secured)
-
-
-def _readable(wire: Wire) -> bool:
-    """Whether something came on a free connection: the peer's farewell, since nobody asked it anything."""
-    poll = select.poll()
-    poll.register(wire.fileno(), select.POLLIN)
-    return bool(poll.poll(0))

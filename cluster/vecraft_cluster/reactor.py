@@ -123,8 +123,9 @@ def land_all(flights: Sequence[Flight], deadline: float) -> None:
         if flight.landed:
             flight.release()
         else:
-            waiting[flight.fileno()] = flight
-            poll.register(flight.fileno(), _events(flight))
+            descriptor = flight.fileno()
+            waiting[descriptor] = flight
+            poll.register(descriptor, _events(flight))
     while waiting:
         left_s = deadline - time.monotonic()
         ready = poll.poll(max(0.0, left_s) * 1000)
@@ -132,7 +133,8 @@ def land_all(flights: Sequence[Flight], deadline: float) -> None:
             flight = waiting[descriptor]
             if flight.advance():
                 del waiting[descriptor]
-                poll.unregister(descriptor)
+                if waiting:
+                    poll.unregister(descriptor)
                 flight.release()
             else:
                 poll.modify(descriptor, _events(flight))

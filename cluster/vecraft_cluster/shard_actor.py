@@ -28,6 +28,7 @@ import logging
 import os
 import threading
 import time
+from functools import partial
 from pathlib import Path
 from typing import Any, cast
 
@@ -114,7 +115,8 @@ class ShardActor:
     def execute(self, data: bytes) -> bytes:
         """Carry out ``encode((timeout, batch))`` and return the encoded ``BatchReply``, or the error it failed with."""
         try:
-            return encode(self._carry_out(decode(data)))
+            message: tuple[float, Batch] = decode(data)
+            return encode(_carry_out(self._host or self._wait_for_host(message[0]), message))
         except VecraftError as error:
             return encode(error)
 
@@ -231,17 +233,11 @@ class ShardActor:
         except ray_errors.RayError as error:
             raise translate(error, name) from error
 
-    def _carry_out(self, message: tuple[float, Batch]) -> BatchReply:
-        timeout, batch = message
-        host = self._host or self._wait_for_host(timeout)
-        reply = host.execute(batch, timeout)
-        return with_memory(reply) if any(type(request) is Status for request in batch.requests) else reply
-
     def _serve(self, host: ShardHost) -> DataServer | None:
         """Listen where Ray listens on this node; where that cannot be, actor calls have to do."""
         try:
             address = cast(Any, ray).util.get_node_ip_address()
-            return DataServer(address, self._plan.shard, _epoch_of(host), self._carry_out)
+            return DataServer(address, self._plan.shard, _epoch_of(host), partial(_carry_out, host))
         except (OSError, VecraftError):
             logger.exception("no socket of its own; actor calls go on", extra={"shard": self._plan.shard})
             return None
@@ -289,6 +285,13 @@ class ShardActor:
 
     def _peer(self, shard: int) -> RayShardPort:
         return RayShardPort(self._plan.cluster, shard, self._directory)
+
+
+def _carry_out(host: ShardHost, message: tuple[float, Batch]) -> BatchReply:
+    # Not a method: Ray wraps those of actors, to trace calls that it made itself.
+    timeout, batch = message
+    reply = host.execute(batch, timeout)
+    return with_memory(reply) if Status in map(type, batch.requests) else reply
 
 
 def _epoch_of(host: ShardHost) -> int:

@@ -14,6 +14,7 @@ that fails in any way is of no further use. Not thread-safe: a wire belongs to w
 
 from __future__ import annotations
 
+import select
 import socket
 import ssl
 import struct
@@ -64,6 +65,8 @@ class Wire:
 
     def __init__(self, connection: socket.socket) -> None:
         self._socket = connection
+        self._poll = select.poll()
+        self._poll.register(connection.fileno(), select.POLLIN)
         self._unsent: deque[memoryview] = deque()
         self._stage = memoryview(bytearray(_STAGE_BYTES))
         self._begin = 0
@@ -76,6 +79,10 @@ class Wire:
     def fileno(self) -> int:
         """The socket's descriptor, for selectors; -1 once closed."""
         return self._socket.fileno()
+
+    def readable(self) -> bool:
+        """Whether something has come, or the connection has ended; waits for neither."""
+        return bool(self._poll.poll(0))
 
     @property
     def sending(self) -> bool:
@@ -95,7 +102,8 @@ class Wire:
             self._unsent.append(memoryview(header + frame.head))
         else:
             self._unsent.extend((memoryview(header), memoryview(frame.head)))
-        self._unsent.extend(memoryview(buffer).cast("B") for buffer in frame.buffers)
+        if frame.buffers:
+            self._unsent.extend(memoryview(buffer).cast("B") for buffer in frame.buffers)
         self.flush()
 
     def flush(self) -> bool:
@@ -123,11 +131,13 @@ class Wire:
             OSError: The connection is broken, or was closed by the peer.
             ValueError: What arrived is no frame.
         """
-        while (frame := self._assemble()) is None:
+        frame = self._assemble() if self._end else None
+        while frame is None:
             try:
                 self._read()
             except _NOT_NOW:
                 return None
+            frame = self._assemble()
         return frame
 
     def close(self) -> None:

@@ -35,6 +35,8 @@ from vecraft_router.effects import Ask, Flow, RefreshMap, Sleep
 from vecraft_router.state import RouterState
 
 _STALE_PAUSE_ATTEMPT = 5
+_OPEN = frozenset({Refused, Undecided})
+"""Replies that are not answers yet."""
 
 
 class MapChanged(Exception):
@@ -79,7 +81,9 @@ class Asker:
         """Ask, and :meth:`settle` the replies."""
         if not requests:
             return {}
-        replies = yield Ask(requests, deadline)
+        replies: dict[int, Response] = yield Ask(requests, deadline)
+        if _OPEN.isdisjoint(map(type, replies.values())):
+            return replies
         return (yield from self.settle(requests, replies, deadline, unreachable))
 
     def settle(

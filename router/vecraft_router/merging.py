@@ -6,7 +6,7 @@ Hits merge by (distance, record id), rows by record id. All functions are pure a
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence, Set
-from itertools import chain, repeat
+from itertools import chain, count, repeat
 from typing import TypeVar
 
 import numpy as np
@@ -72,7 +72,7 @@ def _merged(parts: Sequence[Hits], k: int, keys: Sequence[Sequence[float]]) -> H
     """Return the first k hits by key and record id."""
     entries: list[tuple[float, str, int, int]] = []
     for number, part in enumerate(parts):
-        entries.extend(zip(keys[number], part.ids, repeat(number), range(len(part.ids))))
+        entries.extend(zip(keys[number], part.ids, repeat(number), count()))
     entries.sort()
     return gather_hits(parts, [(number, row) for _, _, number, row in entries[:k]])
 
@@ -84,9 +84,10 @@ def take_hits(hits: Hits, order: Sequence[int]) -> Hits:
 
 def gather_hits(parts: Sequence[Hits], picks: Sequence[tuple[int, int]]) -> Hits:
     """Return the hits ``(part, place in it)``, in that order. What one of them lacks none of them carries."""
+    ids, distances = [part.ids for part in parts], [part.distances for part in parts]
     return Hits(
-        [parts[number].ids[row] for number, row in picks],
-        [parts[number].distances[row] for number, row in picks],
+        [ids[number][row] for number, row in picks],
+        [distances[number][row] for number, row in picks],
         _gather([part.payloads for part in parts], picks),
         _stacked([part.vectors for part in parts], picks),
         _gather([part.scores for part in parts], picks),

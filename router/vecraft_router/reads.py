@@ -124,7 +124,8 @@ class Reader:
             return Search(snapshot=snapshot, min_ts=min_ts, collection=collection, queries=queries, options=wanted)
 
         missing: set[int] | None = set() if options.partial else None
-        options = _until(options, self._deadline(options))  # for all questions together
+        if text is not None or wanted.group_by is not None:
+            options = _until(options, self._deadline(options))  # for all questions together
         if text is not None and text.statistics is None and len(shards) > 1:
             snapshot, statistics = yield from self._count_words(collection, text.words, options, missing)
             wanted = msgspec.structs.replace(wanted, text=msgspec.structs.replace(text, statistics=statistics))
@@ -140,14 +141,14 @@ class Reader:
             hits = [merge_hits(rivals, wanted.k) for rivals in zip(*(part.hits for part in parts), strict=True)]
             if text is not None:
                 hits[-1] = merge_texts([part.hits[-1] for part in parts], wanted.k)
-        plans = {
-            shard: answer.explain
-            for shard, answer in answers.items()
-            if isinstance(answer, SearchReply) and answer.explain is not None
-        }
-        return Found(
-            snapshot, hits, tuple(sorted(missing or ())), plans if wanted.explain else None, parts[0].statistics
-        )
+        plans = None
+        if wanted.explain:
+            plans = {
+                shard: answer.explain
+                for shard, answer in answers.items()
+                if isinstance(answer, SearchReply) and answer.explain is not None
+            }
+        return Found(snapshot, hits, tuple(sorted(missing)) if missing else (), plans, parts[0].statistics)
 
     def _search_texts(
         self, collection: str, queries: Float32Array, wanted: SearchOptions, text: TextQuery, options: ReadOptions
@@ -328,10 +329,12 @@ class Reader:
         deadline = self._deadline(options)
         while True:
             try:
-                snapshot, _ = yield from self._when(options, self._state.cluster_map.shards(), deadline, None, False)
+                chosen = self._when(options, one=False)
+                if chosen is None:
+                    return (yield from self._barrier(self._state.cluster_map.shards(), deadline, None))
             except MapChanged:
                 continue
-            return snapshot
+            return chosen[0]
 
     # -------------------------------------------------------------------------------------------------- parts
 
@@ -361,7 +364,8 @@ class Reader:
                 parts = targets(state.cluster_map)
                 snapshot, min_ts = fixed, 0
                 if snapshot is None:
-                    snapshot, min_ts = yield from self._when(options, tuple(parts), deadline, unreachable, True)
+                    chosen = self._when(options, len(parts) == 1)
+                    snapshot, min_ts = chosen or ((yield from self._barrier(tuple(parts), deadline, unreachable)), 0)
                     fixed = snapshot if snapshot != CHOOSE_SNAPSHOT else None
                 if not parts:
                     return (state.now() if snapshot == CHOOSE_SNAPSHOT else snapshot), {}
@@ -383,26 +387,23 @@ class Reader:
             state.observe(snapshot)
             return snapshot, answers
 
-    def _when(
-        self,
-        options: ReadOptions,
-        shards: Sequence[int],
-        deadline: float,
-        unreachable: set[int] | None,
-        may_choose: bool,
-    ) -> Flow[tuple[int, int]]:
-        """Return the snapshot to read those shards at, and the least timestamp if the one shard is to choose."""
+    def _when(self, options: ReadOptions, one: bool) -> tuple[int, int] | None:
+        """Return the snapshot to read at, and the least timestamp if the one shard is to choose; None: ask all shards.
+
+        Args:
+            options: How fresh.
+            one: Whether a single shard is asked, which may choose.
+        """
         state = self._state
         if options.as_of is not None:
             return self._checked(timestamp_of(options.as_of)), 0
         if options.min_ts:
             state.observe(options.min_ts)
-        one = may_choose and len(shards) == 1
         consistency = options.consistency
         if consistency == "session":
             return (CHOOSE_SNAPSHOT, state.hlc.last) if one else (state.now(), 0)
         if consistency == "strong":
-            return (yield from self._barrier(shards, deadline, unreachable)), 0
+            return None
         staleness_ms = (
             consistency.max_staleness_ms if isinstance(consistency, Bounded) else state.config.eventual_staleness_ms
         )
