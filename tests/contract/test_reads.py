@@ -102,6 +102,15 @@ def test_a_view_goes_on_behind_cursors_of_its_own_moment_only(client: VecraftCli
             list(other.scan(collection, cursor=own.cursor))
 
 
+@pytest.mark.parametrize("beside", [{"consistency": "strong"}, {"consistency": "session"}, {"as_of": 1}])
+def test_a_cursor_brings_its_own_moment(client: VecraftClient, collection: str, beside: dict[str, Any]) -> None:
+    fill(client, collection, 4)
+    scan = client.scan(collection, limit=2)
+    assert len(list(scan)) == 2
+    with pytest.raises(InvalidDataException, match=f"cursor=.*{next(iter(beside))}="):
+        client.scan(collection, cursor=scan.cursor, **beside)
+
+
 def test_a_cursor_in_the_middle_of_a_page(client: VecraftClient, collection: str) -> None:
     ids = fill(client, collection, 20)
     scan = client.scan(collection)

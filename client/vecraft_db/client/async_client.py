@@ -299,7 +299,7 @@ class AsyncVecraftClient(AbstractAsyncContextManager["AsyncVecraftClient"]):
             include,
             limit,
             cursor,
-            self._options(consistency, as_of),
+            self._operations.options_of_scan(cursor, consistency, as_of),
             timeout=timeout,
         )
         return AsyncScan(self._engine, pager)

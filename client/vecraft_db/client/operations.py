@@ -321,6 +321,19 @@ class Operations:
             partial=check_flag(partial, "partial"),
         )
 
+    def options_of_scan(
+        self, cursor: str | None, consistency: Consistency | None, as_of: int | datetime | None
+    ) -> ReadOptions:
+        """As :meth:`options`. A cursor brings its snapshot, so whatever is configured is not asked for beside it.
+
+        Raises:
+            InvalidDataException: A cursor, and another moment or a level beside it.
+        """
+        if cursor is not None and not (consistency is None and as_of is None):
+            other = "as_of=" if consistency is None else "consistency="
+            raise InvalidDataException(f"give cursor= or {other}, not both: a cursor goes on at its own snapshot")
+        return self.options(consistency, as_of)
+
     def _checked_name(self, collection: str) -> str:
         name = validate_name(collection)
         if len(self._names) >= _NAMES_KEPT:

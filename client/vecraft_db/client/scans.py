@@ -38,7 +38,7 @@ class ScanPager:
     Args:
         router: Makes the flows.
         tokens: Seals cursors.
-        options: How the snapshot is chosen.
+        options: How the snapshot is chosen, unless a cursor brings it.
         timeout: Seconds for each page.
         pinned: Whether somebody else holds the snapshot already.
     """
@@ -74,8 +74,6 @@ class ScanPager:
         self.snapshot: int | None = None
         self.more = True
         if cursor is not None:
-            if options.as_of is not None:
-                raise InvalidDataException("cursor= brings its own snapshot: as_of= cannot go with it")
             place = unseal(cursor, self._collection, self._filters, tokens)
             self._after, self.snapshot = place.after, place.snapshot
 

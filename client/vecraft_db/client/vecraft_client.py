@@ -328,9 +328,9 @@ class VecraftClient(AbstractContextManager["VecraftClient"]):
         """Iterate over records in id order, all at one snapshot.
 
         The iterator's ``cursor`` goes on behind the last record it handed out, at the same snapshot, in another call
-        with the same filters. ``timeout`` is for each page.
+        with the same filters; ``consistency`` and ``as_of`` cannot go with it. ``timeout`` is for each page.
         """
-        options = self._options(consistency, as_of)
+        options = self._operations.options_of_scan(cursor, consistency, as_of)
         pager = ScanPager(
             self._engine.router,
             self._engine.tokens,

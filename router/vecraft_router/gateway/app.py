@@ -42,7 +42,8 @@ stable `code`.
 
 Headers: `X-Consistency-Level` (session, strong, eventual, bounded), `X-Max-Staleness-Ms`, `X-Session-Token` (from
 each answer into the next request), `X-Vecraft-Snapshot` (read at a timestamp), `X-Timeout-Ms`, `X-Vector-Encoding`
-(list, base64), `Idempotency-Key` (a transaction id), `X-Request-Id`.
+(list, base64), `Idempotency-Key` (a transaction id), `X-Request-Id`. A scan with a `cursor` is read at the cursor's
+snapshot, whatever the level.
 """
 
 
