@@ -19,7 +19,6 @@ done again at a fresh one.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from functools import partial
 from typing import Any, TypeVar
 
 import msgspec
@@ -179,34 +178,51 @@ class Reader:
         wanted = search.options
         merged = []
         for number in range(len(search.queries)):
-            query = search.queries[number : number + 1]
             parts = {shard: hits[number] for shard, hits in found.items()}
             groups = merge_groups(list(parts.values()), wanted.k, wanted.group_size)
             lacking = lacking_groups(groups, parts, wanted.k) if wanted.group_size > 1 else {}
             if lacking:
-
-                def request(keys: frozenset[Key], snapshot: int, _: int, query: Float32Array = query) -> Search:
-                    inside: Filter = In(field, keys)
-                    where = inside if wanted.where is None else And((wanted.where, inside))
-                    rest = msgspec.structs.replace(wanted, where=where, k=len(keys), explain=False)
-                    return msgspec.structs.replace(search, snapshot=snapshot, queries=query, options=rest)
-
-                targets = partial(_same_shards, lacking)
-                try:
-                    _, answers = yield from self._read(at, targets, request, missing)
-                except ShardUnavailableError:
-                    if missing is None:
-                        raise
-                    missing |= lacking.keys()  # none of those that were asked again
-                    answers = {}
-                more = [
-                    only_groups(answer.hits[0], lacking[shard])
-                    for shard, answer in answers.items()
-                    if isinstance(answer, SearchReply)
-                ]
+                query = msgspec.structs.replace(search, queries=search.queries[number : number + 1])
+                more = yield from self._members_of(query, field, lacking, at, missing)
                 groups = merge_groups([groups, *more], wanted.k, wanted.group_size)
             merged.append(groups)
         return merged
+
+    def _members_of(
+        self,
+        search: Search,
+        field: str,
+        groups: Mapping[int, frozenset[Key]],
+        at: ReadOptions,
+        missing: set[int] | None,
+    ) -> Flow[list[Hits]]:
+        """Ask shards for their nearest members of groups: each for those that are given for it.
+
+        Args:
+            search: What was asked, with one query.
+            field, at, missing: As for :meth:`_merge_groups`.
+            groups: By shard.
+        """
+        wanted = search.options
+
+        def request(keys: frozenset[Key], snapshot: int, _: int) -> Search:
+            inside: Filter = In(field, keys)
+            where = inside if wanted.where is None else And((wanted.where, inside))
+            options = msgspec.structs.replace(wanted, where=where, k=len(keys), explain=False)
+            return msgspec.structs.replace(search, snapshot=snapshot, options=options)
+
+        try:
+            _, answers = yield from self._read(at, lambda _: groups, request, missing)
+        except ShardUnavailableError:
+            if missing is None:
+                raise
+            missing |= groups.keys()  # none of those that were asked again
+            return []
+        return [
+            only_groups(answer.hits[0], groups[shard])
+            for shard, answer in answers.items()
+            if isinstance(answer, SearchReply)
+        ]
 
     def _count_words(
         self, collection: str, words: tuple[str, ...], options: ReadOptions, missing: set[int] | None
@@ -442,10 +458,6 @@ def _list_request(_: object, snapshot: int, min_ts: int) -> ListCollections:
 
 def _only(shard: int) -> Callable[[ClusterMap], dict[int, None]]:
     return lambda _: {shard: None}
-
-
-def _same_shards(parts: Mapping[int, _Part], _: ClusterMap) -> Mapping[int, _Part]:
-    return parts
 
 
 def _every_owner(cluster_map: ClusterMap) -> dict[int, None]:
