@@ -130,6 +130,13 @@ class Participant:
             answer(decided)
             return
         state = self._state
+        prepared = state.prepared.get(txn.txn_id)
+        if prepared is not None:
+            # Nothing may be logged under this id but its decision: not even that this here is refused.
+            check_same(txn.txn_id, prepared.record.content_hash, txn.content_hash)
+            raise WriteConflictException(
+                f"transaction {txn.txn_id!r} is under way over several shards", txn_id=txn.txn_id, locked=True
+            )
         self._let_in(txn)
         check_fresh(txn, state.timeline, now_ms, state.config)
         try:

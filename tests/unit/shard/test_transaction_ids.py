@@ -94,6 +94,29 @@ def test_two_contents_of_one_id_do_not_wait_for_each_other(bench: Bench) -> None
     assert isinstance(bench.ask(Prepare(other, 0, [0, 1])), Refused)
 
 
+@pytest.mark.parametrize("expect", [None, "absent"])
+def test_what_is_prepared_is_not_touched_by_another_content_for_this_shard_alone(bench: Bench, expect: str | None) -> None:
+    """Seed 104546 of the simulator: its refusal was logged under the id, and with that the vote was given up."""
+    bench.commit(put("b"))
+    ts = prepare(bench, "t", ONE, primary=1)
+    for answer in (bench.ask(CommitOne(Transaction("t", OTHER, [put("b", value=9, expect=expect)]))) for _ in range(2)):
+        assert isinstance(answer, Refused)
+        assert isinstance(answer.error, InvalidDataException) and "other content" in answer.error.message
+    bench.crash()
+    assert bench.ask(Finish("t", ts, ONE)) == Finished("t")
+    assert bench.get("a", "b") == {"a": {"v": 2}, "b": {"v": 0}}
+
+
+def test_one_content_is_not_carried_out_here_alone_while_it_is_prepared(bench: Bench) -> None:
+    """As might come of two maps of the cluster."""
+    ts = prepare(bench, "t", ONE, primary=1)
+    answer = bench.ask(CommitOne(Transaction("t", ONE, [put("a", value=2)])))
+    assert isinstance(answer, Refused) and answer.error.details["locked"]
+    assert bench.ask(Finish("t", ts, ONE)) == Finished("t")
+    assert isinstance(bench.ask(CommitOne(Transaction("t", ONE, [put("a", value=2)]))), Committed)
+    assert bench.get("a") == {"a": {"v": 2}}
+
+
 def test_an_abort_of_another_content_does_not_touch_this_one(bench: Bench) -> None:
     """Else one participant would give up what the primary may yet commit."""
     ts = prepare(bench, "t", ONE, primary=1)
