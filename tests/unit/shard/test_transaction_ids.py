@@ -95,7 +95,7 @@ def test_two_contents_of_one_id_do_not_wait_for_each_other(bench: Bench) -> None
 
 
 @pytest.mark.parametrize("expect", [None, "absent"])
-def test_what_is_prepared_is_not_touched_by_another_content_for_this_shard_alone(bench: Bench, expect: str | None) -> None:
+def test_what_is_prepared_is_not_touched_by_another_content_for_this_shard(bench: Bench, expect: str | None) -> None:
     """Seed 104546 of the simulator: its refusal was logged under the id, and with that the vote was given up."""
     bench.commit(put("b"))
     ts = prepare(bench, "t", ONE, primary=1)
