@@ -6,8 +6,8 @@
     BatchReply with plain hits   →  Answered   snapshots, ids, distances, payloads
 
 Reading checks every type and knows no others: nothing can be named that would be made or called. For 64 searches in a
-call, writing and reading take a fifth of a pickle's time. What does not fit (filters, texts, groups, vectors in hits,
-errors, …) is somebody else's: see :mod:`vecraft_cluster.codec`.
+call, writing and reading take a fifth of a pickle's time. What does not fit (texts, groups, vectors in hits, errors, …)
+is somebody else's: see :mod:`vecraft_cluster.codec`.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from typing import Any, Final
 import msgspec
 import numpy as np
 
+from vecraft_cluster.filter_codec import read_document, read_where, written_document, written_where
 from vecraft_data_model.messages import Batch, BatchReply, Hits, Search, SearchReply
 from vecraft_data_model.search_options import SearchOptions
 
@@ -24,7 +25,7 @@ from vecraft_data_model.search_options import SearchOptions
 class _Asked(msgspec.Struct, frozen=True, array_like=True, tag="asked"):
     """A batch of searches and its timeout. ``queries``: all of them, float32, unless they travel beside.
 
-    ``rows``: queries of each search. ``options``: those that a search may have which travels like this.
+    ``rows``: queries of each search. ``where``, ``where_document``: see :mod:`vecraft_cluster.filter_codec`.
     """
 
     timeout: float
@@ -33,6 +34,8 @@ class _Asked(msgspec.Struct, frozen=True, array_like=True, tag="asked"):
     sent_ms: int
     collection: str
     k: int
+    where: Any
+    where_document: Any
     ef: int | None
     exact: bool
     max_distance: float | None
@@ -58,6 +61,7 @@ class _Answered(msgspec.Struct, frozen=True, array_like=True, tag="answered"):
 
 
 _NOTHING: Final = memoryview(b"")
+_GROUP_SIZE: Final = SearchOptions().group_size
 _encoder = msgspec.msgpack.Encoder()
 _decoder = msgspec.msgpack.Decoder(_Asked | _Answered)
 
@@ -86,14 +90,14 @@ def _encode_asked(timeout: float, batch: Batch, inline_bytes: int) -> tuple[byte
     if type(first) is not Search or first.queries.ndim != 2:
         return None
     options, collection, dim = first.options, first.collection, first.queries.shape[1]
-    if _options(options.k, options.ef, options.exact, options.max_distance, options.include) != options:
+    if not _fits(options):
         return None
     searches: list[Search] = []
     for request in batch.requests:
         if (
             type(request) is not Search
             or request.collection != collection
-            or (request is not first and request.options != options)
+            or (request.options is not options and request.options != options)
             or request.queries.ndim != 2
             or request.queries.shape[1] != dim
         ):
@@ -106,8 +110,10 @@ def _encode_asked(timeout: float, batch: Batch, inline_bytes: int) -> tuple[byte
     beside = data.nbytes > inline_bytes
     head = _written(
         _Asked(
-            timeout, batch.clock, batch.map_epoch, batch.sent_ms, collection, options.k, options.ef, options.exact,
-            options.max_distance, options.include, dim,
+            timeout, batch.clock, batch.map_epoch, batch.sent_ms, collection, options.k,
+            None if options.where is None else written_where(options.where),
+            None if options.where_document is None else written_document(options.where_document),
+            options.ef, options.exact, options.max_distance, options.include, dim,
             [len(search.queries) for search in searches],
             [search.snapshot for search in searches],
             [search.min_ts for search in searches],
@@ -124,7 +130,15 @@ def _read_asked(brief: _Asked, buffers: list[Any]) -> tuple[float, Batch]:
     if not buffers:
         matrix = matrix.copy()  # inside the message it stands where it happens to, not where floats should
     matrix = matrix.reshape(sum(brief.rows), brief.dim)
-    options = _options(brief.k, brief.ef, brief.exact, brief.max_distance, brief.include)
+    options = SearchOptions(
+        brief.k,
+        None if brief.where is None else read_where(brief.where),
+        None if brief.where_document is None else read_document(brief.where_document),
+        brief.ef,
+        brief.exact,
+        brief.max_distance,
+        brief.include,
+    )
     requests: list[Any] = []
     begin = 0
     for rows, snapshot, min_ts in zip(brief.rows, brief.snapshots, brief.min_ts, strict=True):
@@ -139,11 +153,11 @@ def _read_asked(brief: _Asked, buffers: list[Any]) -> tuple[float, Batch]:
     return brief.timeout, Batch(requests, brief.clock, brief.map_epoch, brief.sent_ms)
 
 
-def _options(
-    k: int, ef: int | None, exact: bool, max_distance: float | None, include: tuple[str, ...]
-) -> SearchOptions:
-    """All that may be asked for in this form."""
-    return SearchOptions(k=k, ef=ef, exact=exact, max_distance=max_distance, include=include)
+def _fits(options: SearchOptions) -> bool:
+    """Whether nothing is asked for that this form has no place for."""
+    return (
+        not options.explain and options.text is None and options.group_by is None and options.group_size == _GROUP_SIZE
+    )
 
 
 def _encode_answered(reply: BatchReply) -> tuple[bytes, None] | None:
@@ -177,6 +191,9 @@ def _read_answered(brief: _Answered) -> BatchReply:
         sum(brief.lines) == len(brief.ids) == len(brief.distances) == len(brief.payloads)
     ):
         raise ValueError(f"an answer of {sum(brief.lines)} lines has {len(brief.ids)} of ids, which do not fit")
+    for ids, distances, payloads in zip(brief.ids, brief.distances, brief.payloads, strict=True):
+        if len(distances) != len(ids) or (payloads is not None and len(payloads) != len(ids)):
+            raise ValueError(f"a line of an answer has {len(ids)} ids, and other numbers of distances or payloads")
     hits = list(map(Hits, brief.ids, brief.distances, brief.payloads))
     responses: list[Any] = []
     begin = 0

@@ -2,7 +2,7 @@
 
 ::
 
-    "VDW2"   buffers: u32   call: u64   head: u64 bytes   buffers × u64 bytes │ head │ buffer │ buffer …
+    "VDW3"   buffers: u32   call: u64   head: u64 bytes   buffers × u64 bytes │ head │ buffer │ buffer …
     ───────────────────────── little-endian ─────────────────────────────────
 
 What stands in them is :mod:`vecraft_cluster.codec`'s. Buffers are sent from the sender's memory and received into
@@ -23,7 +23,7 @@ from typing import Any, Final
 
 import msgspec
 
-_MAGIC: Final = b"VDW2"
+_MAGIC: Final = b"VDW3"
 _FIXED: Final = struct.Struct("<4sIQQ")
 _STAGE_BYTES: Final = 1 << 16
 BUFFERS_MAX: Final = 4096

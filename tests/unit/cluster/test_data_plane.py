@@ -134,7 +134,7 @@ def test_arrays_of_any_size_in_any_number(links: Links, size: int) -> None:
 
 
 def test_what_is_no_frame_ends_the_connection(server: DataServer, shard: Shard) -> None:
-    for garbage in (b"GET / HTTP/1.1\r\n\r\n" + b"x" * 24, b"VDW2" + b"\xff" * 20, b"VDW2" + bytes(12) + b"\xff" * 8):
+    for garbage in (b"GET / HTTP/1.1\r\n\r\n" + b"x" * 24, b"VDW3" + b"\xff" * 20, b"VDW3" + bytes(12) + b"\xff" * 8):
         wire = connect(server.endpoint)
         wire._socket.setblocking(True)
         wire._socket.settimeout(5)
@@ -166,7 +166,7 @@ def test_without_the_token_nothing_is_read_and_nothing_answered(server: DataServ
             except OSError:
                 continue  # it hung up while we were talking
     with socket.create_connection((server.endpoint.host, server.endpoint.port), 5) as plain:
-        plain.sendall(b"VDW2" + bytes(100))
+        plain.sendall(b"VDW3" + bytes(100))
         with suppress(ConnectionResetError):
             while said := plain.recv(100):
                 assert said[0] == 21, "anything but TLS's own alert"
