@@ -71,7 +71,7 @@ class Background:
         with self._turn:
             deadline = self._stopwatch() + budget_ms / 1000
             self._checkpoint_if_due(now_ms)
-            more = self._index(deadline, now_ms)
+            more = self._index(deadline, now_ms) or self._exchange_pages(deadline)
             more = self._compact(now_ms, deadline) or more
             return self._tune(now_ms, deadline) or more
 
@@ -132,6 +132,14 @@ class Background:
                     collection.index_slice(min(slice_ms, longest_ms), self._stopwatch)
                 begun = True
         return more
+
+    def _exchange_pages(self, deadline: float) -> bool:
+        """Give graphs huge pages, when there is nothing to index: one that grows moves, and would lose them again."""
+        for collection in list(self._state.collections.values()):
+            while collection.hnsw.pages.exchange_one():
+                if self._stopwatch() >= deadline:
+                    return True
+        return False
 
     def _compact(self, now_ms: int, deadline: float) -> bool:
         state = self._state

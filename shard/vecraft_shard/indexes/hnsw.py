@@ -34,6 +34,7 @@ import xxhash
 from vecraft_data_model.distances import norms as norms_of
 from vecraft_data_model.errors import CorruptionError, InvalidDataException, UnsupportedMetricException
 from vecraft_shard.disk import failure
+from vecraft_shard.indexes.huge_pages import HugePages
 
 Float32Array = npt.NDArray[np.float32]
 Int64Array = npt.NDArray[np.int64]
@@ -71,6 +72,7 @@ class HnswIndex:
         self.ef_construction = ef_construction
         self.count = 0
         """Rows in the graph."""
+        self.pages = HugePages()
         self._index = self._fresh()  # takes room (2.6 MB of locks alone) only when the first rows come
 
     def add(self, vectors: npt.NDArray[np.floating], threads: int = 1) -> None:
@@ -81,12 +83,14 @@ class HnswIndex:
         needed = self.count + len(batch)
         if not self.count:
             self._index = self._fresh()
-            self._index.init_index(
-                max(needed, _INITIAL_CAPACITY), M=self.M, ef_construction=self.ef_construction, random_seed=_SEED
-            )
+            capacity = max(needed, _INITIAL_CAPACITY)
+            with self.pages.taking_room(self._bytes_of(capacity)):
+                self._index.init_index(capacity, M=self.M, ef_construction=self.ef_construction, random_seed=_SEED)
             self._configure()
         elif needed > self._index.get_max_elements():
-            self._index.resize_index(max(needed, int(self._index.get_max_elements() * _GROWTH)))
+            capacity = max(needed, int(self._index.get_max_elements() * _GROWTH))
+            with self.pages.taking_room(self._bytes_of(capacity)):
+                self._index.resize_index(capacity)
         self._index.add_items(batch, np.arange(self.count, needed), num_threads=threads)
         self.count = needed
 
@@ -189,7 +193,8 @@ class HnswIndex:
             )
         index = self._fresh()
         try:
-            index.load_index(os.fspath(file), max_elements=count)
+            with self.pages.taking_room(self._bytes_of(count)):
+                index.load_index(os.fspath(file), max_elements=count)
         except RuntimeError as error:
             raise CorruptionError(f"{file}: hnswlib does not accept the index file: {error}", file=str(file)) from error
         if index.get_current_count() != count or index.M != self.M:
@@ -209,6 +214,10 @@ class HnswIndex:
                 f"queries must be float32 of shape (q, {self.dim}), got {queries.dtype} of shape {queries.shape}"
             )
         return _lengthened(queries) if self.metric == "cosine" else queries
+
+    def _bytes_of(self, rows: int) -> int:
+        """About how much room so many rows take: vectors and links of the lowest level."""
+        return rows * (4 * self.dim + 8 * self.M)
 
     def _fresh(self) -> hnswlib.Index:
         return hnswlib.Index(space=_SPACES[self.metric], dim=self.dim)

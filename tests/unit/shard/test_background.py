@@ -1,4 +1,4 @@
-"""How long the background indexer keeps searches and writes out at a time."""
+"""How long the background indexer keeps searches and writes out at a time, and what comes after it."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from shard_workbench import Bench, create, put, vector_of
 from vecraft_shard.collection import Collection
 from vecraft_shard.disk import OsDisk
 from vecraft_shard.engine import NoLatch, Shard
+from vecraft_shard.indexes.huge_pages import HugePages
 
 SLICE_MS = 5.0
 SHORT_MS = 0.5
@@ -89,3 +90,28 @@ def test_a_slice_is_not_shorter_than_the_searches_that_it_waited_for(busy: Busy)
     assert busy.slice_ms() == pytest.approx(3.0), "or long searches would leave hardly any time to index"
     busy.latch.wait_ms = 60.0
     assert busy.slice_ms() == SLICE_MS
+
+
+class Pages(HugePages):
+    """Some that are still to be exchanged."""
+
+    def __init__(self, count: int) -> None:
+        super().__init__()
+        self.left = count
+
+    def exchange_one(self) -> bool:
+        self.left = max(0, self.left - 1)
+        return self.left > 0
+
+
+def test_a_graph_gets_huge_pages_once_it_has_all_rows_and_a_few_at_a_time(busy: Busy) -> None:
+    [collection] = busy.shard._state.collections.values()
+    collection.hnsw.pages = pages = Pages(3)
+    while collection.tail_rows:
+        assert pages.left == 3, "it grows yet"
+        busy.shard.maintain(busy.now_ms, 0.0)
+    pages.left = 3
+    assert busy.shard.maintain(busy.now_ms, 0.0), "there is no time for more than one"
+    assert pages.left == 2
+    assert not busy.shard.maintain(busy.now_ms, 1000.0)
+    assert pages.left == 0
