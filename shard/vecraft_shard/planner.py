@@ -31,6 +31,8 @@ from typing import Any, Final, Literal
 
 import numpy as np
 
+from vecraft_shard.indexes.tail import worth_fetching
+
 PlanKind = Literal["exact", "hnsw", "hnsw_overfetch", "hnsw_restricted"]
 
 _DEPTH_MARGIN: Final = 1.25
@@ -49,7 +51,13 @@ _BATCH_FROM: Final = 4
 """From so many queries on, a matrix product over all beats one product per query."""
 _NOMINAL_SMALL_CALL: Final = 0.8
 _NOMINAL_LOOKUP: Final = 0.022
+_NOMINAL_STREAM: Final = 0.0205
+_NOMINAL_FETCH: Final = 0.032
+"""A kilobyte in order, and one from anywhere, of what the processor's cache holds: two thirds and a quarter of what
+they take from memory, more of which than the cache holds would take too long to try."""
 _MAX_PACE: Final = 4.0
+_CALIBRATING_ROUNDS: Final = 8
+"""The least of so many short measurements counts: beside other work most of them are interrupted."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,8 +76,8 @@ class Costs:
 
     scan_call: float = 45.0
     stream_kb: float = 0.03
-    gather_row: float = 0.02
-    gather_kb: float = 0.06
+    gather_row: float = 0.03
+    gather_kb: float = 0.125
     multiply_million: float = 20.0
     walk_call: float = 30.0
     link: float = 0.03
@@ -199,7 +207,7 @@ def gap_of(visits: float, wanted: int, share: float) -> float:
 def exact_cost(task: Task, costs: Costs = NOMINAL_COSTS) -> float:
     """Estimate a scan of the matching rows for all queries."""
     row_kb = task.dim * task.item_bytes / 1024
-    in_order = task.gathered or task.matching * 3 >= task.rows
+    in_order = task.gathered or not worth_fetching(task.matching, task.rows, task.queries)
     rows = task.matching if task.gathered or not in_order else task.rows
     cost = 0.0 if in_order else rows * (costs.gather_row + costs.gather_kb * row_kb)
     if task.item_bytes < 4 and not task.gathered:
@@ -223,7 +231,7 @@ def calibrated(stopwatch: Callable[[], float]) -> Costs:
     Args:
         stopwatch: Returns seconds, from any start.
     """
-    dim, rows = 256, 8192  # 8 MB: beyond the second-level cache
+    dim, rows = 256, 8192  # 8 MB: beyond the second-level cache, within the third
     row_kb = dim * 4 / 1024
     matrix = np.ones((rows, dim), np.float32)
     query = matrix[0]
@@ -231,13 +239,13 @@ def calibrated(stopwatch: Callable[[], float]) -> Costs:
 
     def measured(step: Callable[[], object]) -> float:
         spent = []
-        for _ in range(3):
+        for _ in range(_CALIBRATING_ROUNDS):
             started = stopwatch()
             step()
             spent.append((stopwatch() - started) * 1e6)
         return max(min(spent), 1e-3)
 
-    stream_kb = measured(lambda: matrix @ query) / (rows * row_kb)
+    stream_kb = measured(lambda: np.vecdot(matrix, query)) / (rows * row_kb)  # as a scan does it: on one thread
     gather = measured(lambda: matrix.take(picked, axis=0)) / len(picked)
     block = np.ascontiguousarray(matrix[:1024])
     multiply = measured(lambda: matrix[:64] @ block.T) / (64 * 1024 * dim / 1e6)
@@ -248,11 +256,11 @@ def calibrated(stopwatch: Callable[[], float]) -> Costs:
     places, found = list(range(1024)), bytes(1024).__getitem__
     visit = measured(lambda: deque(map(found, places), maxlen=0)) / len(places)
     # A link is a row from anywhere, compared in place: cheaper than fetching it in the nominal ratio.
-    fetching = _pace(gather, nominal.gather_row + nominal.gather_kb * row_kb)
+    fetching = _pace(gather, _NOMINAL_FETCH)
     calling = _pace(call, _NOMINAL_SMALL_CALL)
     return Costs(
         scan_call=nominal.scan_call * calling,
-        stream_kb=nominal.stream_kb * _pace(stream_kb, nominal.stream_kb),
+        stream_kb=nominal.stream_kb * _pace(stream_kb, _NOMINAL_STREAM),
         gather_row=nominal.gather_row * fetching,
         gather_kb=nominal.gather_kb * fetching,
         multiply_million=nominal.multiply_million * _pace(multiply, nominal.multiply_million),

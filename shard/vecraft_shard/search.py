@@ -28,7 +28,7 @@ from vecraft_data_model.messages import Search
 from vecraft_shard.indexes.hnsw import HnswIndex
 from vecraft_shard.indexes.hot import HotFilter
 from vecraft_shard.indexes.rowset import RowSet
-from vecraft_shard.indexes.tail import Found, ScanSource, joined, nearest, scan_range, scan_rows, within
+from vecraft_shard.indexes.tail import Found, ScanSource, joined, nearest, scan_range, scan_rows, within, worth_fetching
 from vecraft_shard.indexes.walk_mask import WalkMask
 from vecraft_shard.planner import (
     NOMINAL_COSTS,
@@ -200,7 +200,7 @@ class _Execution:
         self.scanned += len(queries) * (view.rows if matching is None else matching.count)
         if matching is None:
             return scan_range(self.source, queries, self.k, 0, view.rows, self._visible(0, view.rows))
-        if matching.count * 3 >= view.rows:
+        if not worth_fetching(matching.count, view.rows, len(queries)):
             inside, visible = matching.mask(view.rows), self._visible(0, view.rows)
             keep = inside if visible is None else inside & visible
             return scan_range(self.source, queries, self.k, 0, view.rows, keep)

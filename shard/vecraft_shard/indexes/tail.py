@@ -40,6 +40,8 @@ _DIRECT_NUMBERS = 1 << 14
 _FIRST_BLOCK_ROWS = 4096
 _FIRST_BLOCK_ROWS_OF_MANY = 1024
 _BLOCK_GROWTH = 4
+_FETCHED_SHARE = 5
+_FETCHED_SHARE_OF_MANY = 3
 _SCORES_PER_BLOCK = 1 << 22
 _COPIED_NUMBERS_PER_BLOCK = 1 << 21
 _PAIRS_AT_ONCE = 1 << 20
@@ -91,7 +93,7 @@ def scan_range(
     """
     if keep is not None and not keep.all():
         rows = np.flatnonzero(keep) + lo
-        if len(rows) * 3 < hi - lo or len(rows) * queries.shape[1] <= _DIRECT_NUMBERS:
+        if worth_fetching(len(rows), hi - lo, len(queries)) or len(rows) * queries.shape[1] <= _DIRECT_NUMBERS:
             return scan_rows(source, queries, k, rows)
     else:
         keep = None
@@ -125,6 +127,15 @@ def scan_rows(
             vectors = take(source.column, rows)
         return [_scan_few(source, query, k, rows, vectors) for query in queries]
     return _scan(source, queries, k, _Gathered(source, rows, vectors, keep))
+
+
+def worth_fetching(wanted: int, rows: int, queries: int) -> bool:
+    """Whether it is faster to fetch the wanted rows from among others than to scan all of them in order.
+
+    A row of 384 numbers takes 0.055 µs in order and 0.25 besides if it has to be fetched: memory is read ahead only
+    where it is read in order. Many queries share that, and would multiply in vain with the rows between.
+    """
+    return wanted * (_FETCHED_SHARE if queries == 1 else _FETCHED_SHARE_OF_MANY) < rows
 
 
 def nearest(rows: Int64Array, distances: Float32Array, k: int, ids: Sequence[str]) -> Found:
