@@ -6,6 +6,7 @@ import logging
 import os
 import secrets
 import shutil
+import signal
 import tempfile
 import time
 from collections.abc import Iterator
@@ -16,6 +17,10 @@ import pytest
 from random_examples import load_profile
 
 load_profile()
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    # A shell starts what it runs in the background so, and all that is started here would inherit it: Ctrl-C that some
+    # tests send would do nothing.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def _processes_of(session_directory: Path) -> list[psutil.Process]:
