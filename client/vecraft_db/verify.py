@@ -42,7 +42,7 @@ from vecraft_db.embedded import EmbeddedEngine
 from vecraft_router.options import ReadOptions
 from vecraft_shard.audit import audit_guards
 from vecraft_shard.disk import OsDisk, lock_directory
-from vecraft_shard.indexes.hnsw import HnswIndex
+from vecraft_shard.indexes.hnsw import verify_saved
 from vecraft_shard.locations import Locations
 
 PAGE_ROWS = 1000
@@ -164,15 +164,12 @@ def _file_findings(folder: Path) -> list[str]:
             return [*findings, f"{error.code}: {error.message}"]
         try:
             locations.verify()
-            schemas = {entry.collection_id: entry.schema for entry in locations.load_catalog().collections}
             for stored in locations.load_collections():
                 if stored.hnsw_file is None:
                     continue
-                schema = schemas[stored.collection_id]
-                graph = HnswIndex(schema.dim, schema.metric, schema.M, schema.ef_construction)
                 path = OsDisk(folder).path(f"{stored.collection_id}/{stored.hnsw_file}")
                 try:
-                    graph.load(path, stored.hnsw_checksum, stored.hnsw_rows)
+                    verify_saved(path, stored.hnsw_checksum)
                 except VecraftError as error:
                     findings.append(f"{error.code}: {error.message} (it is built again from the vectors)")
         except VecraftError as error:

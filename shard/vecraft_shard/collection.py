@@ -12,6 +12,7 @@ Files belong to a *generation*: compaction writes the rows that are still needed
 
 from __future__ import annotations
 
+import logging
 import sqlite3
 import threading
 from bisect import bisect_right
@@ -21,7 +22,12 @@ import numpy as np
 import numpy.typing as npt
 
 from vecraft_data_model.distances import norms
-from vecraft_data_model.errors import ChecksumValidationFailureError, CorruptionError
+from vecraft_data_model.errors import (
+    ChecksumValidationFailureError,
+    CorruptionError,
+    InvalidDataException,
+    StorageFullError,
+)
 from vecraft_data_model.filters import DocumentFilter, Filter
 from vecraft_data_model.messages import Float32Array, Rows
 from vecraft_data_model.payload import documents_of, objects_of, verify_payloads
@@ -38,6 +44,8 @@ from vecraft_shard.row_segments import StoredRows
 from vecraft_shard.search_depth import SearchDepth
 from vecraft_shard.store import PayloadLog, VectorColumn
 from vecraft_shard.versions import NO_ROW, VersionTable
+
+logger = logging.getLogger(__name__)
 
 _FIRST_SLICE_ROWS = 32
 
@@ -267,11 +275,7 @@ class Collection:
         last = min(self.versions.rows, first + self._slice_rows)
         if last <= first:
             return 0
-        vectors = np.ascontiguousarray(self.column.view(first, last), np.float32)
-        damaged = [row - first for row in list(self.integrity.vectors) if first <= row < last]
-        if damaged:  # they need a place in the graph, and could be NaN; nobody sees them there
-            vectors = vectors.copy()
-            vectors[damaged] = 0
+        vectors = self._graph_vectors(first, last)
         started = stopwatch()
         self.hnsw.add(vectors)
         spent_ms = (stopwatch() - started) * 1000
@@ -297,6 +301,15 @@ class Collection:
 
     # --------------------------------------------------------------------------------------------- inside
 
+    def _graph_vectors(self, first: int, last: int) -> Float32Array:
+        """Vectors of the rows ``[first, last)`` for the graph."""
+        vectors = np.ascontiguousarray(self.column.view(first, last), np.float32)
+        damaged = [row - first for row in list(self.integrity.vectors) if first <= row < last]
+        if damaged:  # they need a place in the graph, and could be NaN; nobody sees them there
+            vectors = vectors.copy()
+            vectors[damaged] = 0
+        return vectors
+
     def _texts(self, rows: Sequence[int]) -> list[str | None]:
         self.integrity.check_payloads(rows)
         damaged = self.integrity.payloads
@@ -313,9 +326,11 @@ class Collection:
         if path is None or stored.hnsw_file is None or stored.hnsw_rows > stored.rows:
             return
         try:
-            self.hnsw.load(path, stored.hnsw_checksum, stored.hnsw_rows)
-        except CorruptionError:
-            # The graph is derived data: what is missing or damaged is built again from the column, in the background.
+            self.hnsw.load(path, stored.hnsw_checksum, stored.hnsw_rows, self._graph_vectors)
+        except (CorruptionError, InvalidDataException, StorageFullError) as error:
+            # The graph is derived data: what is missing or damaged, or finds no room to be put together, is built again
+            # from the column, in the background.
+            logger.warning("a graph of %s is built again: %s", self.schema.name, error.message)
             self.hnsw = HnswIndex(self.schema.dim, self.schema.metric, self.schema.M, self.schema.ef_construction)
             return
         self.indexed = stored.hnsw_rows

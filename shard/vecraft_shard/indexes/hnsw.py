@@ -16,12 +16,16 @@ array), not NaN, not a file that was damaged (it would load it, or crash). Four 
 * If the predicate raises, hnswlib loses the memory of the walk. So the mask must have a byte for every label.
 
 Not for use during ``add``: the owner's latch keeps searches out. Deletions and versions are the caller's business, too.
+
+Saved graphs leave out the vectors (:mod:`vecraft_shard.indexes.graph_file`): whoever loads one hands them in again.
+Under cosine hnswlib keeps them normalised, by a sum in single precision; normalised anew they differ in the last bits.
 """
 
 from __future__ import annotations
 
 import errno
 import os
+from collections.abc import Callable
 from contextlib import suppress
 from functools import lru_cache
 from pathlib import Path
@@ -34,6 +38,7 @@ import xxhash
 from vecraft_data_model.distances import norms as norms_of
 from vecraft_data_model.errors import CorruptionError, InvalidDataException, UnsupportedMetricException
 from vecraft_shard.disk import failure
+from vecraft_shard.indexes.graph_file import is_packed, pack, unpack
 from vecraft_shard.indexes.huge_pages import HugePages
 
 Float32Array = npt.NDArray[np.float32]
@@ -157,40 +162,65 @@ class HnswIndex:
     # ---------------------------------------------------------------------------------------------- files
 
     def save(self, path: str | Path) -> int:
-        """Write the graph to a file, synced. Returns its checksum, to be kept elsewhere: the file is hnswlib's own.
+        """Write the graph to a file, synced. Returns its checksum, to be kept elsewhere.
 
-        The checksum is the XXH3-64 of the whole file without its highest bit, so that SQLite can hold it.
+        hnswlib's own file is written on the way, beside it. The checksum is the XXH3-64 of the whole file without its
+        highest bit, so that SQLite can hold it.
 
         Raises:
             StorageFullError: There is no room for it; what is there of the file is of no use.
             StorageFailureException: The disk failed.
         """
         file, size = Path(path), self._index.index_file_size()
+        whole = _beside(file)
         try:
-            self._index.save_index(os.fspath(file))
-            written = file.stat().st_size
+            self._index.save_index(os.fspath(whole))
+            written = whole.stat().st_size
             if written != size:  # hnswlib does not look whether it could write it
                 raise OSError(errno.ENOSPC, f"hnswlib could write {written} of {size} bytes")
+            if not pack(whole, file, self.dim):
+                whole.replace(file)
             return _digest(file, sync=True)
         except OSError as error:
             raise failure("write", file, error) from error
+        finally:
+            whole.unlink(missing_ok=True)
 
-    def load(self, path: str | Path, checksum: int, count: int) -> None:
-        """Replace the contents by a saved graph of ``count`` rows.
+    def load(
+        self, path: str | Path, checksum: int, count: int, vectors: Callable[[int, int], npt.NDArray[np.floating]]
+    ) -> None:
+        """Replace the contents by a saved graph.
+
+        Args:
+            path: The file. hnswlib's own is written beside it for as long as this takes.
+            checksum: What :meth:`save` returned.
+            count: Rows that it holds.
+            vectors: Returns those of the rows ``[first, last)`` that were added, (last − first, dim), any float type.
 
         Raises:
             CorruptionError: The file is missing, is not what was saved, or holds something else; nothing has changed.
+            StorageFullError: There is no room for hnswlib's own file; nothing has changed.
+            StorageFailureException: The disk failed.
         """
         file = Path(path)
+        verify_saved(file, checksum)
+        whole = _beside(file)
         try:
-            found = _digest(file)
+            if is_packed(file):
+                unpack(file, whole, self.dim, lambda first, last: self._as_held(vectors(first, last)))
+                index = self._read(whole, count)
+            else:
+                index = self._read(file, count)
         except OSError as error:
-            raise CorruptionError(f"{file}: the index file cannot be read ({error})", file=str(file)) from error
-        if found != checksum:
-            raise CorruptionError(
-                f"{file}: the index file does not match its checksum: {checksum:016x} was saved, {found:016x} is there",
-                file=str(file),
-            )
+            raise failure("write", whole, error) from error
+        finally:
+            whole.unlink(missing_ok=True)
+        self._index, self.count = index, count
+        self._configure()
+
+    # --------------------------------------------------------------------------------------------- inside
+
+    def _read(self, file: Path, count: int) -> hnswlib.Index:
         index = self._fresh()
         try:
             with self.pages.taking_room(self._bytes_of(count)):
@@ -202,10 +232,15 @@ class HnswIndex:
                 f"{file}: holds {index.get_current_count()} rows with M={index.M}, expected {count} with M={self.M}",
                 file=str(file),
             )
-        self._index, self.count = index, count
-        self._configure()
+        return index
 
-    # --------------------------------------------------------------------------------------------- inside
+    def _as_held(self, vectors: npt.NDArray[np.floating]) -> Float32Array:
+        """Vectors as hnswlib holds them once they were added."""
+        batch = self._checked(vectors)
+        if self.metric != "cosine":
+            return batch
+        held: Float32Array = batch / (np.sqrt(np.vecdot(batch, batch))[:, None] + _SHORTEST)
+        return held
 
     def _askable(self, queries: Float32Array) -> Float32Array:
         """Queries as hnswlib may be asked; raises if they have another shape."""
@@ -269,6 +304,28 @@ def _lengthened(vectors: Float32Array) -> Float32Array:
     if shortest >= _TINY_SQUARE:
         return vectors
     return np.divide(vectors, np.maximum(norms_of(vectors), _SHORTEST)[:, None], dtype=np.float32)
+
+
+def verify_saved(path: Path, checksum: int) -> None:
+    """Check the file of a saved graph.
+
+    Raises:
+        CorruptionError: It is missing, or not what was saved.
+    """
+    try:
+        found = _digest(path)
+    except OSError as error:
+        raise CorruptionError(f"{path}: the index file cannot be read ({error})", file=str(path)) from error
+    if found != checksum:
+        raise CorruptionError(
+            f"{path}: the index file does not match its checksum: {checksum:016x} was saved, {found:016x} is there",
+            file=str(path),
+        )
+
+
+def _beside(path: Path) -> Path:
+    """Where hnswlib's own form of a saved graph is written."""
+    return path.with_name(f"{path.name}.whole")
 
 
 def _digest(path: Path, sync: bool = False) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -10,7 +11,7 @@ from typing import Any
 import pytest
 
 from tests.support.limited_disk import LimitedDisk
-from tests.support.shard_workbench import Bench, create, delete, put
+from tests.support.shard_workbench import Bench, create, delete, put, vector_of
 from vecraft_data_model.errors import StorageFailureException, StorageFullError
 from vecraft_data_model.messages import (
     Aborted,
@@ -31,6 +32,7 @@ from vecraft_data_model.messages import (
 from vecraft_shard.ballast import BALLAST, Ballast, damage_of
 from vecraft_shard.disk import MemoryDisk, OsDisk
 from vecraft_shard.engine import Shard
+from vecraft_shard.indexes import hnsw
 from vecraft_shard.wal import Wal
 
 # ------------------------------------------------------------------------------------------------------------ the log
@@ -365,3 +367,29 @@ def test_a_shard_in_memory_needs_no_ballast() -> None:
     disk = MemoryDisk()
     shard = Shard.open(disk, 0, 1_700_000_000_000, stopwatch=time.perf_counter)
     assert not disk.exists(BALLAST) and shard.failed is None
+
+
+def test_a_graph_that_finds_no_room_to_be_put_together_is_built_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bench = Bench(tmp_path, index_min_rows=1)
+    bench.commit(create())
+    bench.commit(put(*[f"r{i}" for i in range(100)]))
+    bench.ask(Checkpoint(index=True))
+    expected = bench.search(vector_of("r7"), k=10, exact=True)
+
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "no room")
+
+    def indexed() -> int:
+        (collection,) = bench.shard._state.collections.values()
+        return collection.indexed
+
+    with monkeypatch.context() as patched:
+        patched.setattr(hnsw, "unpack", full)
+        bench.crash()
+    assert indexed() == 0 and bench.search(vector_of("r7"), k=10) == expected
+    bench.ask(Checkpoint(index=True))
+    bench.crash()
+    assert indexed() == 100 and bench.search(vector_of("r7"), k=10) == expected
+    bench.shard.close(bench.now_ms)

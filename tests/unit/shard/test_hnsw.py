@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import threading
 from pathlib import Path
 from typing import Any
@@ -9,8 +10,16 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import pytest
+import xxhash
 
-from vecraft_data_model.errors import CorruptionError, InvalidDataException, UnsupportedMetricException
+from vecraft_data_model.errors import (
+    CorruptionError,
+    InvalidDataException,
+    StorageFullError,
+    UnsupportedMetricException,
+)
+from vecraft_shard.indexes import hnsw
+from vecraft_shard.indexes.graph_file import is_packed, pack
 from vecraft_shard.indexes.hnsw import HnswIndex
 
 DIM = 16
@@ -102,29 +111,110 @@ def test_bad_vectors_and_queries_never_reach_the_library() -> None:
     assert index.count == 10
 
 
+@pytest.mark.parametrize("metric", ["l2", "cosine", "ip"])
+@pytest.mark.parametrize("dtype", [np.float32, np.float16])
+def test_a_loaded_graph_answers_as_the_saved_one(tmp_path: Path, metric: str, dtype: type) -> None:
+    data, index = vectors(3000).astype(dtype), HnswIndex(DIM, metric)
+    for first in range(0, 3000, 1000):
+        index.add(data[first : first + 1000])
+    path = tmp_path / "graph"
+    checksum = index.save(path)
+    assert path.stat().st_size < 3000 * 150, "the vectors are not in it"
+    loaded = HnswIndex(DIM, metric)
+    loaded.load(path, checksum, 3000, lambda first, last: data[first:last])
+    assert [file.name for file in tmp_path.iterdir()] == ["graph"]
+    queries = vectors(20, seed=5)
+    (labels, distances), (found, measured) = index.search(queries, 10, 50), loaded.search(queries, 10, 50)
+    np.testing.assert_array_equal(found, labels)
+    if metric == "cosine":
+        np.testing.assert_allclose(measured, distances, rtol=0, atol=1e-6)
+    else:
+        np.testing.assert_array_equal(measured, distances)
+    loaded.add(vectors(100, seed=6))
+    assert loaded.count == 3100
+    if metric != "ip":
+        assert loaded.search(vectors(100, seed=6)[:5], 1, 100)[0].ravel().tolist() == [3000, 3001, 3002, 3003, 3004]
+
+
 def test_saved_graphs_are_verified_before_they_are_loaded(tmp_path: Path) -> None:
     data, index = vectors(400), HnswIndex(DIM, "cosine")
     index.add(data)
     path = tmp_path / "graph"
     checksum = index.save(path)
-    loaded = HnswIndex(DIM, "cosine")
-    loaded.load(path, checksum, 400)
-    queries = vectors(5, seed=5)
-    np.testing.assert_array_equal(loaded.search(queries, 10, 50)[0], index.search(queries, 10, 50)[0])
-    loaded.add(vectors(100, seed=6))
-    assert loaded.count == 500
+    fresh = HnswIndex(DIM, "cosine")
+
+    def load(path: Path = path, count: int = 400, checksum: int = checksum) -> None:
+        fresh.load(path, checksum, count, lambda first, last: data[first:last])
 
     whole = path.read_bytes()
-    fresh = HnswIndex(DIM, "cosine")
     with pytest.raises(CorruptionError, match="expected 399"):
-        fresh.load(path, checksum, 399)
+        load(count=399)
     for damaged in (whole[:-1], whole + b"\0", whole[:999] + bytes([whole[999] ^ 1]) + whole[1000:], b""):
         path.write_bytes(damaged)
         with pytest.raises(CorruptionError, match="checksum"):
-            fresh.load(path, checksum, 400)
+            load()
     with pytest.raises(CorruptionError, match="cannot be read"):
-        fresh.load(tmp_path / "missing", checksum, 400)
+        load(tmp_path / "missing")
+    for other in (whole[:8] + b"\2" + whole[9:], whole[:100], whole[:2000]):  # whole by its checksum, all the same
+        path.write_bytes(other)
+        with pytest.raises(CorruptionError):
+            load(checksum=xxhash.xxh3_64_intdigest(other) & (2**63 - 1))
     assert fresh.count == 0
+    assert [file.name for file in tmp_path.iterdir()] == ["graph"]
+    path.write_bytes(whole)
+    with pytest.raises(InvalidDataException, match="finite"):
+        fresh.load(path, checksum, 400, lambda first, last: np.full((last - first, DIM), np.nan, np.float32))
+    assert fresh.count == 0
+    load()
+    assert fresh.count == 400
+
+
+def test_graphs_as_hnswlib_writes_them_are_loaded(tmp_path: Path) -> None:
+    """Earlier states of this format kept them so; and whatever has not the form that can be packed."""
+    data, index = vectors(300), HnswIndex(DIM, "l2")
+    index.add(data)
+    path = tmp_path / "graph"
+    index._index.save_index(str(path))
+    checksum = xxhash.xxh3_64_intdigest(path.read_bytes()) & (2**63 - 1)
+
+    def nobody(first: int, last: int) -> npt.NDArray[np.float32]:
+        raise AssertionError("the vectors are in the file")
+
+    loaded = HnswIndex(DIM, "l2")
+    loaded.load(path, checksum, 300, nobody)
+    assert loaded.search(data[7:8], 1, 50)[0].tolist() == [[7]]
+    assert not pack(path, tmp_path / "packed", DIM + 1), "another dimension than the file's"
+
+    shuffled = HnswIndex(DIM, "l2")
+    shuffled.add(data[:2])
+    shuffled._index.add_items(data[2:4], np.array([3, 2]))
+    shuffled.count = 4
+    checksum = shuffled.save(path)
+    assert not is_packed(path) and not (tmp_path / "graph.whole").exists()
+    loaded.load(path, checksum, 4, nobody)
+    assert loaded.search(data[2:3], 1, 4)[0].tolist() == [[3]]
+
+
+def test_a_disk_without_room_for_hnswlibs_form_is_said_to_be_full(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    data, index = vectors(300), HnswIndex(DIM, "l2")
+    index.add(data)
+    path = tmp_path / "graph"
+    checksum = index.save(path)
+
+    def full(*_: object) -> None:
+        (tmp_path / "graph.whole").write_bytes(b"some of it")
+        raise OSError(errno.ENOSPC, "no room")
+
+    monkeypatch.setattr(hnsw, "unpack", full)
+    loaded = HnswIndex(DIM, "l2")
+    with pytest.raises(StorageFullError):
+        loaded.load(path, checksum, 300, lambda first, last: data[first:last])
+    monkeypatch.setattr(hnsw, "pack", full)
+    with pytest.raises(StorageFullError):
+        index.save(path)
+    assert loaded.count == 0 and not (tmp_path / "graph.whole").exists()
 
 
 def test_threads_that_ask_for_different_depths_get_them() -> None:
