@@ -133,8 +133,10 @@ def results_of_hits(hits: Hits, include: Iterable[str] = ("metadata", "document"
     Raises:
         ChecksumValidationFailureError: A record does not match its checksum.
     """
-    included = (METADATA if "metadata" in include else 0) | (DOCUMENT if "document" in include else 0)
     payloads, vectors = hits.payloads, hits.vectors
+    if payloads is None and vectors is None and hits.scores is None:
+        return list(map(SearchResult, hits.ids, hits.distances))
+    included = (METADATA if "metadata" in include else 0) | (DOCUMENT if "document" in include else 0)
     if payloads is not None and vectors is not None:
         verify_payloads(payloads, vectors)
     columns: list[Iterable[Any]] = [
