@@ -115,7 +115,8 @@ def test_a_graph_says_when_it_takes_room_and_answers_the_same_on_other_pages(tmp
 
     loaded = HnswIndex(256, "l2", M=8, ef_construction=20)
     loaded.pages = at_once = RecordedPages()
-    loaded.load(tmp_path / "graph", graph.save(tmp_path / "graph"), len(vectors), lambda first, last: vectors[first:last])
+    checksum = graph.save(tmp_path / "graph")
+    loaded.load(tmp_path / "graph", checksum, len(vectors), lambda first, last: vectors[first:last])
     assert at_once.sizes == [(256 * 4 + 8 * 8) * len(vectors)]
 
     before = graph.search(vectors[:50], 10, 40)
