@@ -55,6 +55,7 @@ from vecraft_router.gateway.routes.searching import parse_filters
 from vecraft_router.gateway.schemas import Operation, SnapshotBody, TransactionBody
 from vecraft_router.options import ReadOptions
 from vecraft_router.results import Commit
+from vecraft_router.transactions import InteractiveTransaction
 
 TTL_MS_MAX = 24 * 3600 * 1000
 EVERYTHING = Include(metadata=True, document=True, vector=True)
@@ -113,20 +114,11 @@ class _Transactions:
         reads = _reads(body, snapshot)
         router, deadline = self._gateway.router, call.deadline
         mutations = [step for step in steps if not isinstance(step, DeleteWhere)]
-        if len(mutations) == len(steps) and _each_writes_its_own(mutations):
-            return (
-                yield from router.commit(
-                    mutations,
-                    txn_id=txn_id,
-                    snapshot=snapshot,
-                    reads=reads,
-                    want_preimages=body.preimages,
-                    deadline=deadline,
-                )
-            )
+        filtered = len(mutations) < len(steps)
+        independent = not filtered and _each_writes_its_own(mutations)
         expects = any(isinstance(step, Put | Delete) and step.expect is not None for step in mutations)
-        blind = snapshot is None and not expects and len(mutations) == len(steps)
-        if txn_id is not None and snapshot is None and not blind:
+        chosen_here = snapshot is None and not independent and (filtered or expects)
+        if chosen_here and txn_id is not None:
             raise InvalidDataException(
                 "a transaction with a txn_id that deletes by filter, or expects something of records that it writes "
                 "several times, needs the snapshot to look at (GET /snapshots): sent again, it must be the same",
@@ -134,29 +126,29 @@ class _Transactions:
             )
         patience = Patience(router.state, deadline)
         while True:
-            options = call.options() if snapshot is None else ReadOptions(as_of=snapshot)
-            transaction = router.transaction(options=options)
-            for step in steps:
-                if isinstance(step, DeleteWhere):
-                    yield from transaction.delete_where(
-                        step.collection, where=step.where, where_document=step.where_document, deadline=deadline
-                    )
-                else:
-                    yield from transaction.write(step, deadline=deadline)
+            validated_at = snapshot
+            if not independent:
+                transaction = router.transaction(
+                    options=call.options() if snapshot is None else ReadOptions(as_of=snapshot)
+                )
+                for step in steps:
+                    yield from _write(transaction, step, deadline)
+                mutations = transaction.mutations()
+                validated_at = transaction.snapshot if chosen_here else snapshot
             try:
                 return (
                     yield from router.commit(
-                        transaction.mutations(),
+                        mutations,
                         txn_id=txn_id,
-                        snapshot=None if blind else transaction.snapshot,
+                        snapshot=validated_at,
                         reads=reads,
                         want_preimages=body.preimages,
                         deadline=deadline,
                     )
                 )
             except WriteConflictException:
-                # The snapshot was chosen here: nobody has built anything on it, so another one does as well.
-                if snapshot is not None or txn_id is not None or not (yield from patience.pause()):
+                # Nobody has built anything on a snapshot that was chosen here, so another one does as well.
+                if not chosen_here or not (yield from patience.pause()):
                     raise
 
     async def choose(self, request: Request) -> Response:
@@ -244,6 +236,14 @@ def _reads(body: TransactionBody, snapshot: int | None) -> list[tuple[str, str]]
 
 def _names_a_record(given: object) -> bool:
     return isinstance(given, dict) and given.keys() == {"collection", "record_id"}
+
+
+def _write(transaction: InteractiveTransaction, step: Step, deadline: float) -> Flow[Any]:
+    if isinstance(step, DeleteWhere):
+        return transaction.delete_where(
+            step.collection, where=step.where, where_document=step.where_document, deadline=deadline
+        )
+    return transaction.write(step, deadline=deadline)
 
 
 def _each_writes_its_own(mutations: Sequence[Mutation]) -> bool:
