@@ -2,8 +2,11 @@
 
 ``$matches`` is answered by :mod:`~vecraft_shard.indexes.words`, exactly. For ``$contains``, texts of *settled* rows
 (those in the last checkpoint) are in an FTS5 table that holds no copy of them, but every three characters in a row: it
-yields candidates, which are then verified in the text. Trigrams are made by SQLite; it stops at NUL, which is replaced
-before, in texts and in what is searched for. Query strings are made of quoted tokens only: text never becomes syntax.
+yields candidates, which are then verified in the text. In a large collection only the rarest trigrams of what is
+searched for are looked up, going by a sample of the texts, until few candidates are to be expected: the others would
+cost more to look up than they spare in texts to look at. Trigrams are made by SQLite; it stops at NUL, which is
+replaced before, in texts and in what is searched for. Query strings are made of quoted tokens only: text never becomes
+syntax.
 
 Texts of rows after those, and any text when a substring is shorter than three characters, are read and looked at. What
 was found is kept per condition with the number of rows it holds for: rows never change, so only later rows are looked
@@ -21,8 +24,10 @@ from __future__ import annotations
 
 import sqlite3
 import threading
-from collections import OrderedDict
-from collections.abc import Callable, Mapping, Sequence
+from collections import Counter, OrderedDict
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from heapq import nsmallest
+from itertools import chain
 from typing import Any, Final
 
 import numpy as np
@@ -44,6 +49,10 @@ from vecraft_shard.sqlite_errors import DATABASE, as_our_own
 _TRIGRAM: Final = 3
 _TOKENS_ASKED: Final = 64
 """Some of a long condition's tokens narrow it down as well as all of them, which SQLite would refuse."""
+_TEXTS_SAMPLED: Final = 256
+_CHARS_SAMPLED: Final = 4096
+_ROWS_PER_SAMPLED: Final = 16
+"""A sample is taken from so many times as many rows; of fewer all trigrams are looked up, which costs little there."""
 _CACHED_ANSWERS: Final = 64
 _TEXTS_AT_ONCE: Final = 1024
 _TextCondition = TextContains | TextMatches
@@ -71,9 +80,13 @@ class DocumentIndex:
         self.words = WordIndex(connection, ordinal, texts)
         self._connection = connection
         self._texts = texts
+        self._has_text = False
+        """Whether there is a table of trigrams: no row below ``settled`` has a text until then."""
         self._trigrams = f"trigrams_{int(ordinal)}"
         self._segments = f"json_documents_{int(ordinal)}"
         self._answers: OrderedDict[_TextCondition, tuple[int, RowSet]] = OrderedDict()
+        self._sample: tuple[int, Counter[str]] = (0, Counter())
+        """Rows that the sample is of, and in how many of its texts each trigram is."""
         self._lock = threading.Lock()
 
     # ------------------------------------------------------------------------------------------- tables
@@ -120,6 +133,7 @@ class DocumentIndex:
     def settle(self, rows: int) -> None:
         """Texts of the rows below ``rows`` are in the tables from now on, committed."""
         self.settled = rows
+        self._has_text = self._has(self._trigrams)
         self.words.settle(rows)
 
     def restore(self, rows: int) -> None:
@@ -136,6 +150,7 @@ class DocumentIndex:
             self.json.load(segment)
         if known:
             self.settled = rows
+            self._has_text = self._has(self._trigrams)
             self.words.restore(rows)
 
     # ------------------------------------------------------------------------------------------- writing
@@ -186,7 +201,8 @@ class DocumentIndex:
             if known < settled:
                 parts.append(self._search_table(condition.text, known, settled))
                 known = settled
-            parts.append(self._read(condition.text, np.arange(known, n_rows)))
+            if known < n_rows:
+                parts.append(self._read(condition.text, np.arange(known, n_rows)))
             found = RowSet.of_rows(np.concatenate(parts))
         with self._lock:
             self._answers[condition] = (n_rows, found)
@@ -200,18 +216,34 @@ class DocumentIndex:
         text = wanted.replace("\0", "\ufffd")
         if len(text) < _TRIGRAM:
             return self._read(wanted, np.arange(lo, hi))
-        trigrams = dict.fromkeys(text[i : i + _TRIGRAM] for i in range(len(text) - _TRIGRAM + 1))
-        step = -(-len(trigrams) // _TOKENS_ASKED)
-        rows = self._query(list(trigrams)[::step], lo, hi)
+        rows = self._query(self._rarest(list(dict.fromkeys(_trigrams(text)))), lo, hi)
         if len(text) == _TRIGRAM and "\ufffd" not in text:
             return rows
         return self._read(wanted, rows)
 
+    def _rarest(self, trigrams: Sequence[str]) -> Sequence[str]:
+        """Return those of the trigrams that are to be looked up."""
+        if self.settled < _TEXTS_SAMPLED * _ROWS_PER_SAMPLED:
+            return trigrams[:: -(-len(trigrams) // _TOKENS_ASKED)]
+        rows, counts = self._sample
+        if rows * 2 <= self.settled:
+            sampled = self._texts(range(0, self.settled, self.settled // _TEXTS_SAMPLED))
+            counts = Counter(chain.from_iterable(set(_trigrams(text[:_CHARS_SAMPLED])) for text in sampled if text))
+            self._sample = self.settled, counts
+        chosen: list[str] = []
+        expected = float(self.settled)
+        for trigram in nsmallest(_TOKENS_ASKED, trigrams, key=counts.__getitem__):
+            chosen.append(trigram)
+            expected *= (counts[trigram] + 0.5) / _TEXTS_SAMPLED
+            if expected < 1:
+                break
+        return chosen
+
     def _query(self, tokens: Sequence[str], lo: int, hi: int) -> np.ndarray[Any, np.dtype[np.int64]]:
         """The rows ``[lo, hi)`` that have all trigrams, ascending."""
         table = self._trigrams
-        if not self._has(table):
-            return np.empty(0, np.int64)  # no row below ``settled`` has a text
+        if not self._has_text:
+            return np.empty(0, np.int64)
         quoted = " AND ".join('"' + token.replace('"', '""') + '"' for token in tokens)
         with as_our_own(DATABASE):
             found = self._connection.execute(
@@ -233,3 +265,7 @@ class DocumentIndex:
             texts = zip(part, self._texts(part), strict=True)
             kept += [row for row, text in texts if text is not None and wanted in text]
         return np.array(kept, np.int64)
+
+
+def _trigrams(text: str) -> Iterator[str]:
+    return (text[i : i + _TRIGRAM] for i in range(len(text) - _TRIGRAM + 1))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 import sqlite3
 from collections.abc import Sequence
 from typing import Any
@@ -166,6 +167,24 @@ def test_settled_words_are_found_without_reading_texts() -> None:
     assert f.matching({"$matches": "naive3 word1"})[-1] == 500
     assert f.matching({"$contains": "ïve3"})[-1] == 500
     assert f.read == 2, "what was found before is kept; only the new row is read, once for each"
+
+
+def test_the_rarest_trigrams_of_a_large_collection_are_enough() -> None:
+    rng = random.Random(7)
+    vocabulary = ["".join(rng.choices("aaabcdeé\0z", k=rng.randrange(3, 12))) for _ in range(400)]
+    f = Fixture()
+    for _ in range(5):
+        f.add([" ".join(rng.choices(vocabulary, k=5)) for _ in range(1000)])
+        f.settle()
+    parts = [f.documents[rng.randrange(5000)][4:] for _ in range(10)]
+    for needle in (*rng.sample(vocabulary, 40), *parts, "aaa", "no such"):
+        assert f.matching({"$contains": needle}) == f.reference({"$contains": needle})
+    f.add([vocabulary[0] + "zz"] * 6000)  # the sample says nothing about those
+    f.settle()
+    for needle in (*vocabulary[:3], vocabulary[0] + "zz", vocabulary[0][1:] + "z"):
+        assert f.matching({"$contains": needle}) == f.reference({"$contains": needle})
+    f.read = 0
+    assert f.matching({"$contains": "nowhere at all"}) == [] and f.read == 0, "texts are sampled once"
 
 
 def test_without_tables_everything_is_read(tmp_path: Any) -> None:
