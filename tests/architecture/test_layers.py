@@ -20,7 +20,7 @@ def lint_imports(folder: Path, *arguments: str, path: Path | None = None) -> sub
         env=environment,
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=800,
         check=False,
     )
 

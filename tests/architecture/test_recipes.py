@@ -18,7 +18,7 @@ def run(program: Path, folder: Path) -> str:
     environment = {name: value for name, value in os.environ.items() if not name.startswith("VCRAFT_")}
     done = subprocess.run(
         [sys.executable, str(program)],
-        cwd=folder, env=environment, capture_output=True, text=True, timeout=120, check=False,
+        cwd=folder, env=environment, capture_output=True, text=True, timeout=800, check=False,
     )  # fmt: skip
     assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout

@@ -68,7 +68,7 @@ def test_a_section_runs_and_writes_table_and_json(tmp_path: Path) -> None:
     done = subprocess.run(
         [sys.executable, "-m", "benchmarks", "writes", "--rounds", "1", "--data", str(EXAMPLE)],
         cwd=tmp_path, env={"PATH": "/usr/bin:/bin", "PYTHONPATH": str(ROOT), "OPENBLAS_CORETYPE": "Haswell"},
-        capture_output=True, text=True, timeout=200, check=True,
+        capture_output=True, text=True, timeout=800, check=True,
     )  # fmt: skip
     assert "wordnet3k, 3,000 x 384" in done.stdout
     report = json.loads((tmp_path / "benchmarks/results/latest.json").read_text())
@@ -135,7 +135,7 @@ def _report(folder: Path, section: str, **environment: str) -> dict[str, dict[st
     subprocess.run(
         [sys.executable, "-m", "benchmarks", section, "--rounds", "1", "--data", str(EXAMPLE)],
         cwd=folder, env={"PATH": "/usr/bin:/bin", "PYTHONPATH": str(ROOT), **environment},
-        capture_output=True, text=True, timeout=300, check=True,
+        capture_output=True, text=True, timeout=800, check=True,
     )  # fmt: skip
     report = json.loads((folder / "benchmarks/results/latest.json").read_text())
     return {row["key"]: row for row in report["rows"]}

@@ -48,7 +48,7 @@ def python(code: str, folder: Path, **environment: str) -> subprocess.CompletedP
         env={**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, map(os.path.abspath, sys.path))), **environment},
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=800,
         check=False,
     )
 
@@ -152,7 +152,7 @@ while True:
     for _ in range(20):
         child.stdout.readline()
     child.send_signal(signal.SIGINT)
-    out, err = child.communicate(timeout=60)
+    out, err = child.communicate(timeout=800)
     assert "KeyboardInterrupt" in err
     acknowledged = 20 + len(out.splitlines())
     with VecraftClient(root=tmp_path / "data") as client:

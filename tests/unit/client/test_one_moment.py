@@ -36,7 +36,7 @@ def change_everything(client: VecraftClient, alias: str, stop: threading.Event, 
             client.upsert(alias, ids=ids, vectors=vectors, metadatas=[{"even": rng.random() < 0.5} for _ in ids])
             client.delete_many(alias, [f"r{rng.randrange(RECORDS):04}"])
             if number % 5 == 0:
-                client.checkpoint(compact=True, index=True, timeout=30)
+                client.checkpoint(compact=True, index=True, timeout=300)
             if number % 8 == 0:
                 client.create_collection(CollectionSchema(name=f"other{number}", dim=DIM))
                 client.set_alias("second", f"other{number}")
@@ -67,7 +67,7 @@ def test_many_processes_agree_on_a_moment(tmp_path: Path) -> None:
             for _ in range(PROCESSES)
         ]  # fmt: skip
         try:
-            answers = [reader.communicate(timeout=240) for reader in readers]
+            answers = [reader.communicate(timeout=800) for reader in readers]
         finally:
             stop.set()
             writer.join()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 import select
 import socket
 import ssl
@@ -20,7 +21,7 @@ from vecraft_cluster.carriers import LATE, SocketCarrier, bring_all
 from vecraft_cluster.codec import INLINE_BYTES, pack
 from vecraft_cluster.credentials import TOKEN_BYTES, Endpoint, Identity, client_context
 from vecraft_cluster.data_server import DataServer
-from vecraft_cluster.links import Flight, Links, connect
+from vecraft_cluster.links import RETRY_S, Flight, Links, connect
 from vecraft_cluster.ports import Directory, endpoint_of
 from vecraft_cluster.reactor import Reactor, land_all
 from vecraft_cluster.socket_ports import AsyncSocketPort
@@ -81,14 +82,14 @@ def links(server: DataServer) -> Iterator[Links]:
 
 def launched(links: Links, message: object) -> Flight:
     """A flight over a socket, as soon as there is a connection."""
-    deadline = time.monotonic() + 10
+    deadline = time.monotonic() + 60
     while (flight := links.launch(message)) is None:
         assert time.monotonic() < deadline, "no connection was made"
         time.sleep(0.002)
     return flight
 
 
-def answer_of(flight: Flight, seconds: float = 10.0) -> Any:
+def answer_of(flight: Flight, seconds: float = 60.0) -> Any:
     land_all([flight], time.monotonic() + seconds)
     return flight.answer
 
@@ -137,7 +138,7 @@ def test_what_is_no_frame_ends_the_connection(server: DataServer, shard: Shard) 
     for garbage in (b"GET / HTTP/1.1\r\n\r\n" + b"x" * 24, b"VDW3" + b"\xff" * 20, b"VDW3" + bytes(12) + b"\xff" * 8):
         wire = connect(server.endpoint)
         wire._socket.setblocking(True)
-        wire._socket.settimeout(5)
+        wire._socket.settimeout(60)
         wire._socket.sendall(garbage)
         assert wire._socket.recv(1) == b""
         wire.close()
@@ -161,7 +162,7 @@ def test_without_the_token_nothing_is_read_and_nothing_answered(server: DataServ
             peer.sendall(token)
             try:
                 peer.sendall(request.head)
-                peer.settimeout(10)
+                peer.settimeout(60)
                 assert peer.recv(100) == b""
             except OSError:
                 continue  # it hung up while we were talking
@@ -192,7 +193,7 @@ def test_strangers_are_few_and_short(server: DataServer, links: Links, monkeypat
     silent = [socket.create_connection((server.endpoint.host, server.endpoint.port), 5) for _ in range(40)]
     assert answer_of(launched(links, "meanwhile")) == "meanwhile"
     for each in silent:
-        each.settimeout(20)
+        each.settimeout(60)
         try:
             assert each.recv(1) == b""
         except ConnectionResetError:
@@ -218,7 +219,7 @@ def test_as_many_connections_as_calls_under_way(links: Links, server: DataServer
     flights = [launched(links, number) for number in range(3)]
     assert server.connections == 3
     shard.may_answer.set()
-    land_all(flights, time.monotonic() + 10)
+    land_all(flights, time.monotonic() + 60)
     assert [flight.answer for flight in flights] == [0, 1, 2]
 
 
@@ -279,12 +280,13 @@ def test_where_nobody_listens_calls_go_the_other_way(shard: Shard) -> None:
         return server.endpoint
 
     links = Links("shard 3", endpoint, shard=3)
-    end = time.monotonic() + 0.5
-    while time.monotonic() < end:
-        assert links.launch("x") is None
+    give_up_at = time.monotonic() + 60
+    while len(asked) < 5:
+        assert links.launch("x") is None and time.monotonic() < give_up_at
         time.sleep(0.001)
     links.close()
-    assert 2 <= len(asked) <= 5, "it is tried again, less and less often"
+    pauses = [later - sooner for sooner, later in itertools.pairwise(asked)]
+    assert all(pause >= RETRY_S[0] * 2**number for number, pause in enumerate(pauses)), "less and less often"
 
 
 def test_closing_waits_for_nobody(links: Links) -> None:
@@ -298,7 +300,7 @@ def test_closing_waits_for_nobody(links: Links) -> None:
 
     slow = Links("shard 9", endpoint)
     assert slow.launch("x") is None
-    assert waiting.wait(5)
+    assert waiting.wait(60)
     slow.close()
     assert slow.launch("x") is None and not any(each.name == "vecraft-connect" for each in threading.enumerate())
 
@@ -323,7 +325,7 @@ def test_the_reactor_lands_what_nobody_waits_for(links: Links, shard: Shard) -> 
     shard.may_answer.clear()
     quick, slow = launched(links, np.zeros(3_000_000, np.uint8)), launched(links, "slow")
     landed: list[Any] = []
-    reactor.watch(quick, time.monotonic() + 20, lambda: landed.append(quick.answer))
+    reactor.watch(quick, time.monotonic() + 60, lambda: landed.append(quick.answer))
     reactor.watch(slow, time.monotonic() + 0.05, lambda: landed.append(slow.answer))
     wait_for(lambda: len(landed) == 1)
     assert isinstance(landed[0], TimeoutException), "at its time it is given up"
@@ -333,7 +335,7 @@ def test_the_reactor_lands_what_nobody_waits_for(links: Links, shard: Shard) -> 
 
     shard.may_answer.clear()
     last = launched(links, "last")
-    reactor.watch(last, time.monotonic() + 20, lambda: landed.append(last.answer))
+    reactor.watch(last, time.monotonic() + 60, lambda: landed.append(last.answer))
     reactor.close()
     assert isinstance(landed[2], TimeoutException), "closing gives up the rest"
     shard.may_answer.set()
@@ -359,11 +361,11 @@ def test_a_carrier_uses_a_connection_if_one_is_free_and_an_actor_call_otherwise(
     carrier = SocketCarrier(links, reactor, other)  # type: ignore[arg-type]
     landed: list[Any] = []
     assert not carrier.is_instant()
-    carrier.watch(carrier.send("first"), time.monotonic() + 10, landed.append)
+    carrier.watch(carrier.send("first"), time.monotonic() + 60, landed.append)
     assert landed == ["answer to reference 1"] and other.sent == ["first"]
 
     wait_for(carrier.is_instant)
-    carrier.watch(carrier.send("second"), time.monotonic() + 10, landed.append)
+    carrier.watch(carrier.send("second"), time.monotonic() + 60, landed.append)
     wait_for(lambda: len(landed) == 2)
     assert landed[1] == "second" and other.sent == ["first"]
     reactor.close()
@@ -375,14 +377,14 @@ def test_a_caller_waits_for_calls_of_its_own_until_its_time_is_over(links: Links
     for _ in range(2):
         answer_of(launched(links, "make a connection"))
     slow_ones = threading.Event()
-    shard.answer = lambda message: message if message == "quick" else slow_ones.wait(10) and message
+    shard.answer = lambda message: message if message == "quick" else slow_ones.wait(60) and message
     first = launched(links, "slow")
     second = launched(links, "quick")
     answers = bring_all([(carrier, first), (carrier, second)], time.monotonic() + 0.2)
     assert answers == [LATE, "quick"]
     slow_ones.set()
     landed: list[Any] = []
-    carrier.watch(first, time.monotonic() + 10, landed.append)
+    carrier.watch(first, time.monotonic() + 60, landed.append)
     wait_for(lambda: landed == ["slow"])
     reactor.close()
 
@@ -476,7 +478,7 @@ async def test_a_connection_that_ends_during_a_call_on_an_event_loop(
 
 
 def wait_for(holds: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + 10
+    deadline = time.monotonic() + 60
     while not holds():
         assert time.monotonic() < deadline, "it never came to hold"
         select.select([], [], [], 0.002)

@@ -49,7 +49,7 @@ def test_the_script_makes_the_same_bytes(tmp_path: Path) -> None:
     subprocess.run(
         [sys.executable, str(ROOT / "examples" / "build_wordnet_subset.py"), str(SOURCE), str(tmp_path)],
         check=True,
-        timeout=60,
+        timeout=800,
     )
     made = sorted(path.name for path in tmp_path.iterdir())
     match, mismatch, errors = filecmp.cmpfiles(tmp_path, FOLDER, made, shallow=False)

@@ -196,11 +196,14 @@ def test_hits_with_vectors_are_verified() -> None:
 
 def test_making_results_is_cheap() -> None:
     many = hits(ids=IDS * 500, distances=[0.0] * N * 500, payloads=PAYLOADS * 500, vectors=None)
-    started = time.perf_counter()
-    results = results_of_hits(many)
-    assert len(results) == N * 500
-    # A tenth of a microsecond each where measured; the bound leaves room for a busy machine.
-    assert (time.perf_counter() - started) / len(results) < 5e-6
+
+    def seconds() -> float:
+        started = time.thread_time()  # what this thread has worked, not how long it had to wait for the processor
+        assert len(results_of_hits(many)) == N * 500
+        return time.thread_time() - started
+
+    # A tenth of a microsecond each where measured; the bound is far off, and one turn of several may be held up.
+    assert min(seconds() for _ in range(10)) / (N * 500) < 5e-6
 
 
 # ------------------------------------------------------------------------------------------------- figures
