@@ -208,6 +208,7 @@ def shard_config(settings: Settings, *, remote: bool = False) -> ShardConfig:
         ef_runtime=settings.ef_runtime or default.ef_runtime,
         search_threads=1 if remote else os.cpu_count() or 1,
         verify_writes=remote,
+        verify_queries=remote,
     )
 
 

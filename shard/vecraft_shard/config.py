@@ -31,6 +31,7 @@ class ShardConfig:
         compact_dead_ratio: Share of dead rows at which a collection is rewritten.
         ballast_bytes: Room kept for the time when the disk is full.
         verify_writes: Check record checksums on arrival (off where client and shard share a process).
+        verify_queries: Check that numbers of queries are finite and in range, likewise.
         must_exist: Refuse an empty directory instead of beginning a new shard in it.
         map_epoch: The cluster map this shard was started under; 0 accepts any.
     """
@@ -51,6 +52,7 @@ class ShardConfig:
     compact_min_rows: int = 1000
     ballast_bytes: int = 4 << 20
     verify_writes: bool = False
+    verify_queries: bool = True
     must_exist: bool = False
     map_epoch: int = 0
 

@@ -93,6 +93,7 @@ class Reader:
     def __init__(self, state: ShardState, raise_ceiling: Callable[[int, int], None], costs: Costs) -> None:
         self._state = state
         self._shared = state.latch.shared()
+        self._numbers_were_checked = not state.config.verify_queries
         self._costs = costs
         self._raise_ceiling = raise_ceiling
 
@@ -182,7 +183,7 @@ class Reader:
         view = CollectionView(collection, snapshot, self.ef_of(collection))
         if options.text is not None:
             return self._search_texts(collection, request, view)
-        _check_queries(request.queries, schema)
+        self._check_queries(request.queries, schema)
         if options.group_by is not None:
             return self._search_groups(collection, request, view)
         if collection.integrity.vectors:
@@ -206,7 +207,7 @@ class Reader:
         if options.max_distance is not None and not request.queries.shape[1]:
             raise InvalidDataException("max_distance is the distance of a vector: it needs a query_vector")
         if request.queries.shape[1]:
-            _check_queries(request.queries, collection.schema)
+            self._check_queries(request.queries, collection.schema)
             if collection.integrity.vectors:
                 collection.integrity.refuse_vectors(view.snapshot)
         ranked = score_texts(collection.documents.words, view, text)
@@ -240,6 +241,17 @@ class Reader:
             msgspec.structs.replace(_hits(collection, line, request.options), groups=groups) for line, groups in found
         ]
         return SearchReply(view.snapshot, hits, explain if request.options.explain else None)
+
+    def _check_queries(self, queries: Float32Array, schema: CollectionSchema) -> None:
+        """Raise if a query is not of the collection's dimension, not finite, or has no direction under cosine."""
+        if queries.shape == (1, schema.dim) and queries.dtype == np.float32:
+            if self._numbers_were_checked and queries.item(0):  # so it is not zero, either
+                return
+            query = queries[0]
+            # Not ``dot``: that would let go of the interpreter's lock, and many threads would pass it around.
+            if 0 < float(query @ query) <= MAX_NORM_SQUARED:  # false for NaN, too
+                return
+        as_matrix(queries, schema.dim, metric=schema.metric, what="query")
 
     def _threads_for(self, request: Search) -> int:
         return self._state.config.search_threads if len(request.queries) >= _QUERIES_WORTH_THREADS else 1
@@ -284,16 +296,6 @@ def _hits(
         vectors,
         None if scores is None else scores[rows].tolist(),
     )
-
-
-def _check_queries(queries: Float32Array, schema: CollectionSchema) -> None:
-    """Raise if a query is not of the collection's dimension, not finite, or has no direction under cosine."""
-    if queries.shape == (1, schema.dim) and queries.dtype == np.float32:
-        query = queries[0]
-        # Not ``dot``: that would let go of the interpreter's lock, and many threads would pass it around.
-        if 0 < float(query @ query) <= MAX_NORM_SQUARED:  # false for NaN, too
-            return
-    as_matrix(queries, schema.dim, metric=schema.metric, what="query")
 
 
 def _get(collection: Collection, request: Get, snapshot: int) -> RowsReply:

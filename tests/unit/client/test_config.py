@@ -84,7 +84,8 @@ def test_shards_have_the_same_settings_wherever_they_run() -> None:
     """They differ in what they have to check, and in how many processors are theirs."""
     settings = Settings.load({}, history_retention_s=7.0, durability="os", max_clock_skew_ms=100, ef_runtime=33)
     here, there = shard_config(settings), shard_config(settings, remote=True)
-    assert replace(here, search_threads=1, verify_writes=True) == there
+    assert replace(here, search_threads=1, verify_writes=True, verify_queries=True) == there
     assert (there.history_retention_s, there.durability, there.ef_runtime) == (7.0, "os", 33)
     assert there.ceiling_ms < there.max_clock_skew_ms == 100
     assert (here.verify_writes, there.verify_writes, there.search_threads) == (False, True, 1)
+    assert (here.verify_queries, there.verify_queries) == (False, True)
