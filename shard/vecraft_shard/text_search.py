@@ -65,7 +65,7 @@ def best_texts(view: SearchView, request: Search, scores: Float32Array) -> tuple
     ``max_distance`` leaves out rows before the best are chosen.
     """
     options = request.options
-    candidates = np.flatnonzero(scores)
+    candidates = np.flatnonzero(scores > 0)  # of a mask they are found several times faster than of numbers
     matching = view.matching(options.where, options.where_document)
     if matching is not None:
         candidates = candidates[matching.contains(candidates)]
@@ -86,11 +86,11 @@ def _counted(
     if not view.all_visible:
         seen = (view.begin[: view.rows] <= view.snapshot) & (view.end[: view.rows] > view.snapshot)
         postings = [(rows[seen[rows]], counts[seen[rows]]) for rows, counts in postings]
-    counting = lengths if seen is None else lengths[seen]
-    statistics = TextStatistics(
-        int(np.count_nonzero(counting)), int(counting.sum(dtype=np.int64)), tuple(len(rows) for rows, _ in postings)
-    )
-    return statistics, postings, lengths
+    if seen is None:
+        documents, total = index.totals(view.rows)
+    else:
+        documents, total = int(np.count_nonzero(lengths[seen])), int(lengths[seen].sum(dtype=np.int64))
+    return TextStatistics(documents, total, tuple(len(rows) for rows, _ in postings)), postings, lengths
 
 
 def _distances(view: SearchView, request: Search, rows: Int64Array) -> Float32Array:

@@ -9,7 +9,8 @@ Numbers are little-endian, after a byte that says how many bytes each of them ha
 from one to the next, the first from the segment's first row. How often is empty where it is once in each; a segment
 without words has no lengths.
 
-Rows after those are read and counted in memory when they are first asked about, each once.
+Rows after those are read and counted in memory when they are first asked about, each once. So are the postings of
+words asked about lately, in a small room: the commonest words are in most questions, and have the longest postings.
 
 What a word is, :func:`vecraft_data_model.filters.words` says. Rows never change, and what is said here holds for all of
 them; whether a snapshot sees them is the caller's business.
@@ -22,7 +23,7 @@ from __future__ import annotations
 
 import sqlite3
 import threading
-from collections import Counter
+from collections import Counter, OrderedDict
 from collections.abc import Callable, Iterator, Sequence
 from itertools import chain, repeat
 
@@ -35,7 +36,15 @@ from vecraft_shard.sqlite_errors import DATABASE, as_our_own
 
 Int64Array = npt.NDArray[np.int64]
 
+_Postings = tuple[Int64Array, Int64Array]
+"""Rows, and a number for each."""
+
+_NOTHING: _Postings = (np.empty(0, np.int64), np.empty(0, np.int64))
 _TEXTS_AT_ONCE = 1024
+_KEPT_MIN = 1 << 17
+"""Of the words asked about last, so many entries stay in memory (16 bytes each), or half as many as there are rows."""
+_WORD_SIZE = 32
+"""A word counts as so many entries besides."""
 _WIDTHS = {width: bytes([width]) for width in (1, 2, 4)}
 
 
@@ -61,7 +70,11 @@ class WordIndex:
         self._lengths = f"text_lengths_{int(ordinal)}"
         self._before = f"words_{int(ordinal)}"  # what files of an earlier state of this format have instead
         self._known_lengths = GrowingArray(np.uint32)
+        self._known_totals = (0, 0, 0)
+        """Of so many rows: see :meth:`totals`."""
         self._fresh = _Fresh(0)
+        self._kept: OrderedDict[str, _Postings] = OrderedDict()
+        self._kept_size = 0
         self._lock = threading.Lock()
 
     # ------------------------------------------------------------------------------------------- tables
@@ -111,6 +124,8 @@ class WordIndex:
         with self._lock:
             self.settled = rows
             self._fresh = _Fresh(rows)
+            self._kept.clear()
+            self._kept_size = 0
 
     def restore(self, rows: int) -> None:
         """Take up what the tables hold, of the rows below ``rows``, when a collection is opened."""
@@ -124,25 +139,46 @@ class WordIndex:
 
     # ----------------------------------------------------------------------------------------- answering
 
-    def postings(self, word: str, n_rows: int) -> tuple[Int64Array, Int64Array]:
-        """Return the rows below ``n_rows`` that have a word, ascending, and how often each has it."""
+    def postings(self, word: str, n_rows: int) -> _Postings:
+        """Return the rows below ``n_rows`` that have a word, ascending, and how often each has it.
+
+        What is returned may be shared: it is not to be changed.
+        """
         with self._lock:
-            settled = self.settled
-            fresh_rows, fresh_counts = self._up_to(n_rows).postings.get(word, ((), ()))
-            parts = [(np.array(fresh_rows, np.int64), np.array(fresh_counts, np.int64))]
-        with as_our_own(DATABASE):
-            stored = self._connection.execute(
-                f"SELECT first_row, rows, counts FROM {self._terms} WHERE word = ? AND first_row < ?"
-                " ORDER BY first_row DESC",
-                (word, settled),
-            ).fetchall() if settled else ()
-        for first_row, packed_rows, packed_counts in stored:
-            found = first_row + np.cumsum(_unpacked(packed_rows))
-            parts.append((found, _unpacked(packed_counts) if packed_counts else np.ones(len(found), np.int64)))
-        rows, counts = (np.concatenate(column) for column in zip(*reversed(parts), strict=True))
+            settled, kept = self.settled, self._kept.get(word)
+            if kept is not None:
+                self._kept.move_to_end(word)
+            fresh = self._up_to(n_rows).postings.get(word)
+        rows, counts = self._read(word, settled) if kept is None else kept
+        if fresh is not None:
+            rows = np.concatenate((rows, np.array(fresh[0], np.int64)))
+            counts = np.concatenate((counts, np.array(fresh[1], np.int64)))
         if len(rows) and rows[-1] >= n_rows:
             size = int(np.searchsorted(rows, n_rows))
             rows, counts = rows[:size], counts[:size]
+        return rows, counts
+
+    def _read(self, word: str, settled: int) -> _Postings:
+        """Return what the tables hold of a word, and keep it until they grow, if there is room."""
+        if not settled:
+            return _NOTHING
+        with as_our_own(DATABASE):
+            stored = self._connection.execute(
+                f"SELECT first_row, rows, counts FROM {self._terms} WHERE word = ? AND first_row < ?"
+                " ORDER BY first_row",
+                (word, settled),
+            ).fetchall()
+        parts = []
+        for first_row, packed_rows, packed_counts in stored:
+            found = first_row + np.cumsum(_unpacked(packed_rows))
+            parts.append((found, _unpacked(packed_counts) if packed_counts else np.ones(len(found), np.int64)))
+        rows, counts = parts[0] if len(parts) == 1 else map(np.concatenate, zip(*(parts or [_NOTHING]), strict=True))
+        with self._lock:
+            if self.settled == settled and word not in self._kept:
+                self._kept[word] = rows, counts
+                self._kept_size += _WORD_SIZE + len(rows)
+                while self._kept_size > max(_KEPT_MIN, settled // 2):
+                    self._kept_size -= _WORD_SIZE + len(self._kept.popitem(last=False)[1][0])
         return rows, counts
 
     def rows_with_all(self, wanted: Sequence[str], n_rows: int) -> Int64Array:
@@ -155,13 +191,23 @@ class WordIndex:
         return rows
 
     def lengths(self, n_rows: int) -> npt.NDArray[np.uint32]:
-        """Return the number of words of each row below ``n_rows``; 0: no text, or one without words."""
+        """Return the number of words of each row below ``n_rows``; 0: no text, or no words. Not to be changed."""
         with self._lock:
             fresh = self._up_to(n_rows)
             if self._known_lengths.size < self.settled:
                 self._load_lengths()
             known = self._known_lengths.array[: self.settled]
-            return np.concatenate((known, np.array(fresh.lengths, np.uint32)))[:n_rows]
+            if n_rows > self.settled:
+                known = np.concatenate((known, np.array(fresh.lengths, np.uint32)))
+            return known[:n_rows]
+
+    def totals(self, n_rows: int) -> tuple[int, int]:
+        """Return how many rows below ``n_rows`` have a word, and how many words they have together."""
+        known = self._known_totals
+        if known[0] != n_rows:
+            lengths = self.lengths(n_rows)
+            known = self._known_totals = n_rows, int(np.count_nonzero(lengths)), int(lengths.sum(dtype=np.int64))
+        return known[1:]
 
     def _load_lengths(self) -> None:
         known = self._known_lengths

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from random_examples import examples
 
 from vecraft_data_model.filters import words
+from vecraft_shard.indexes import words as words_module
 from vecraft_shard.indexes.words import WordIndex
 
 WORDS = ["oak", "Oak", "elm", "naïve", "中文", "'", '"', "a_b", "42"]
@@ -45,6 +46,7 @@ class Fixture:
     def check(self, n_rows: int) -> None:
         counted = [words(text) if text else [] for text in self.texts[:n_rows]]
         assert self.index.lengths(n_rows).tolist() == list(map(len, counted))
+        assert self.index.totals(n_rows) == (sum(map(bool, counted)), sum(map(len, counted)))
         for word in {word for text in WORDS for word in words(text)} | {"absent"}:
             rows, counts = self.index.postings(word, n_rows)
             found = {row: has for row, text in enumerate(counted) if (has := text.count(word))}
@@ -83,6 +85,29 @@ def test_settled_words_are_not_read_again() -> None:
     for _ in range(3):
         fixture.check(4)
     assert fixture.read == 1
+
+
+def test_words_asked_about_lately_are_kept_in_a_small_room(monkeypatch: pytest.MonkeyPatch) -> None:
+    fixture = Fixture()
+    fixture.texts = ["oak elm", "oak", "elm 42"] * 50
+    fixture.settle()
+    asked: list[str] = []
+    fixture.connection.set_trace_callback(asked.append)
+    fixture.check(150)
+    assert asked
+    asked.clear()
+    fixture.check(150)
+    assert not asked, "all of them are at hand"
+    fixture.texts.append("elm")
+    fixture.settle()
+    fixture.check(151)
+    assert asked, "the tables have grown"
+    monkeypatch.setattr(words_module, "_KEPT_MIN", 300)
+    for n in range(100):
+        fixture.index.postings(f"absent{n}", 151)
+        fixture.check(151)
+    kept = fixture.index._kept
+    assert sum(32 + len(rows) for rows, _ in kept.values()) == fixture.index._kept_size <= 300
 
 
 def test_a_file_without_these_tables_gets_them_with_the_next_checkpoint() -> None:
