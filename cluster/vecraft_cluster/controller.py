@@ -278,7 +278,13 @@ class ControllerActor:
                 asked[ward.asked] = ward
         if not asked:
             return
-        ready, silent = ray.wait(list(asked), num_returns=len(asked), timeout=self._interval_s())
+        patience_s, began = self._interval_s(), time.monotonic()
+        ready, silent = ray.wait(list(asked), num_returns=len(asked), timeout=patience_s)
+        late_s = time.monotonic() - began - patience_s
+        if late_s > patience_s:
+            # This process stood still, and has not listened meanwhile: what it did not hear then says nothing.
+            for ward in self._wards:
+                ward.seen += late_s
         for ref in ready:
             asked[ref].asked = None
             self._hear(asked[ref], ref)

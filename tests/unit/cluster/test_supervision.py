@@ -34,11 +34,16 @@ class Machine:
     def __init__(self) -> None:
         self.now = 100.0
         self.killed = 0
+        self.stopped_s = 0.0  # how long the controller's process stands still, the next time that it waits
 
     def monotonic(self) -> float:
         return self.now
 
     def wait(self, references: Sequence[Reference], num_returns: int, timeout: float) -> tuple[list[Any], list[Any]]:
+        if self.stopped_s:
+            # The wait is over before anything that came meanwhile has been looked at.
+            self.now, self.stopped_s = self.now + timeout + self.stopped_s, 0.0
+            return [], list(references)
         all_ready_at = max(reference.ready_at for reference in references)
         self.now = max(self.now, min(self.now + timeout, all_ready_at))
         ready = [reference for reference in references if reference.ready_at <= self.now]
@@ -107,6 +112,19 @@ def test_an_actor_that_answers_late_but_always_is_not_killed(machine: Machine) -
 
 def test_an_actor_that_never_answers_is_killed_soon(machine: Machine) -> None:
     watch(machine, Actor(machine, latency_s=1e9), PLAN.frozen_after_s + 4)
+    assert machine.killed == 1
+
+
+def test_a_controller_that_was_stopped_itself_takes_nobody_for_frozen(machine: Machine) -> None:
+    """It has not listened for so long: what it did not hear says nothing."""
+    machine.stopped_s = 30.0
+    ward = watch(machine, Actor(machine, latency_s=0.1), 60)
+    assert machine.killed == 0 and ward.state == "serving"
+
+
+def test_a_controller_that_was_stopped_finds_a_frozen_actor_all_the_same(machine: Machine) -> None:
+    machine.stopped_s = 30.0
+    watch(machine, Actor(machine, latency_s=1e9), 30.0 + PLAN.frozen_after_s + 6)
     assert machine.killed == 1
 
 
