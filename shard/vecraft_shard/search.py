@@ -40,6 +40,7 @@ from vecraft_shard.planner import (
     gap_of,
     graph_cost,
     overfetch_depth,
+    tried_instead,
 )
 from vecraft_shard.search_view import Float32Array, Int64Array, SearchView, seen
 from vecraft_shard.short_cut import walk_nearly_all
@@ -49,6 +50,8 @@ BoolArray = npt.NDArray[np.bool_]
 
 _SAMPLED_ROWS: Final = 512
 _DEEPER: Final = 4
+_TRIED_EVERY: Final = 8
+"""Scans teach nothing about the graph: one of so many searches with a filter tries it, if it is not much dearer."""
 
 
 def run_search(view: SearchView, request: Search, threads: int = 1, costs: Costs = NOMINAL_COSTS) -> list[Found]:
@@ -120,6 +123,8 @@ class _Execution:
             self.hot = view.hot_filters.used((options.where, options.where_document))
         task = self._task(count)
         plan = choose_plan(task, self.costs)
+        if self.hot is not None and self.hot.uses % _TRIED_EVERY == 0:
+            plan = tried_instead(task, plan)
         self.chosen = task, plan
         found = self._scan(queries) if plan.kind == "exact" else self._walk(task, plan)
         return within(found, options.max_distance)
@@ -149,9 +154,9 @@ class _Execution:
         visible_share = self._visible_share()
         # Until there is experience: filters that leave over little tend to be about something, which is far from
         # most queries; those that leave over half hardly can be.
-        shortfall, gap = max(0.0, 0.5 - share * visible_share), None
+        shortfall, gap, repair = max(0.0, 0.5 - share * visible_share), None, None
         if hot is not None:
-            shortfall, gap = hot.shortfall(shortfall), hot.gap()
+            shortfall, gap, repair = hot.shortfall(shortfall), hot.gap(), hot.repair()
         return Task(
             queries=len(self.queries),
             k=self.k,
@@ -167,6 +172,7 @@ class _Execution:
             gathered=gathered,
             shortfall=shortfall,
             gap=view.rows if gap is None else shortfall * gap,
+            repair=repair,
         )
 
     # ------------------------------------------------------------------------------------------ visibility
@@ -251,11 +257,13 @@ class _Execution:
 
         ``gaps`` learns how much deeper they had to go.
         """
-        depth = plan.depth * _DEEPER
+        depth, repaired, spent = plan.depth * _DEEPER, len(short), 0.0
+        scan = exact_cost(task, self.costs)
         while short and depth < task.indexed and plan.kind != "hnsw_restricted":
-            scan, walk = exact_cost(task, self.costs), graph_cost(task, depth, self.costs)
+            walk = graph_cost(task, depth, self.costs)
             if (self.matching is not None and self.matching.count < self.k) or scan <= walk * 2:
                 break
+            spent += walk / task.queries * len(short)
             asked = self.queries[short]
             (settled, counting), tail = self._candidates(asked, depth), self._scan_tail(asked)
             gaps[short] = np.maximum(depth - counting / task.share, 1.0)
@@ -272,6 +280,9 @@ class _Execution:
                 gaps[short] = task.indexed  # for all that is known
             for place, answer in zip(short, self._scan(self.queries[short]), strict=True):
                 found[place] = answer
+            spent += scan / task.queries * len(short)
+        if self.hot is not None and plan.kind != "hnsw_restricted":
+            self.hot.learn_repairs(repaired, spent)
 
     def _restricted(self, wanted: int) -> tuple[list[Found], int]:
         """Walk until each query has found ``wanted`` rows that the mask allows; what of them counts, and the visits."""

@@ -1,9 +1,10 @@
 """What searches learn about filters that are used again and again.
 
 For each recent filter: how often walking the graph found too few matching rows, how much farther than by chance it had
-to go for those it found, the mask for walks restricted to them, and, if scanning them is worth it and the budget
-allows, a copy of the matching rows' vectors in one place, which makes the scan several times faster. Rows never change,
-so a copy stays right; when later rows match as well, it grows. Searches without a filter count as those with one more.
+to go for those it found, what it cost to answer once more where it found too few, the mask for walks restricted to
+them, and, if scanning them is worth it and the budget allows, a copy of the matching rows' vectors in one place, which
+makes the scan several times faster. Rows never change, so a copy stays right; when later rows match as well, it grows.
+Searches without a filter count as those with one more.
 
 Nothing here changes an answer. One object belongs to one collection's rows: renumbering them starts a new one.
 """
@@ -37,13 +38,15 @@ _BUDGET_SHARE: Final = 8
 class HotFilter:
     """One filter's record. Its counters are estimates, so threads change them without a lock."""
 
-    __slots__ = ("copy", "gaps", "lock", "mask", "searched", "short", "uses")
+    __slots__ = ("copy", "gaps", "lock", "mask", "repaired", "repairs", "searched", "short", "uses")
 
     def __init__(self) -> None:
         self.uses = 0
         self.searched = 0
         self.short = 0
         self.gaps = 0.0
+        self.repaired = 0
+        self.repairs = 0.0
         self.mask: WalkMask | None = None
         self.copy: tuple[Int64Array, Float32Array] | None = None
         """Rows, ascending, and an array that begins with their vectors, (at least n, dim)."""
@@ -63,6 +66,17 @@ class HotFilter:
     def gap(self) -> float | None:
         """How many candidates more than by chance those met, on average, that found too few; None: hardly known."""
         return self.gaps / self.short if self.short >= _SHORT_TO_KNOW else None
+
+    def repair(self) -> float | None:
+        """What it cost on average to answer a query that came short, in the planner's unit; None: hardly known."""
+        return self.repairs / self.repaired if self.repaired >= _SHORT_TO_KNOW else None
+
+    def learn_repairs(self, repaired: int, repairs: float) -> None:
+        """Remember that so many queries were answered once more, and what that cost in sum."""
+        if self.repaired > 1000:
+            self.repaired, self.repairs = self.repaired // 2, self.repairs / 2
+        self.repaired += repaired
+        self.repairs += repairs
 
     def learn(self, searched: int, short: int, gaps: float) -> None:
         """Remember that of so many queries so many came short, with such gaps in sum; older experience fades."""

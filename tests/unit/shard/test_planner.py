@@ -67,11 +67,22 @@ def test_a_restricted_walk_is_for_filters_that_make_a_fixed_depth_fail() -> None
     assert math.isinf(choose_plan(replace(WHOLE, matching=250)).cost_restricted), "it might see every node"
 
 
+def test_what_it_costs_to_ask_again_is_known_from_experience() -> None:
+    third = replace(WHOLE, matching=30_000, shortfall=0.5)
+    assert choose_plan(third).cost_graph == pytest.approx(
+        choose_plan(replace(third, shortfall=0.0)).cost_graph + 0.5 * exact_cost(third)
+    ), "a scan, for all that is known"
+    cheap = replace(third, repair=100.0, queries=2)
+    assert choose_plan(cheap).cost_graph == pytest.approx(
+        choose_plan(replace(cheap, shortfall=0.0)).cost_graph + 0.5 * 2 * 100.0
+    )
+
+
 def test_how_far_a_walk_went_is_told_by_the_nodes_it_visited() -> None:
     for share in (0.05, 0.5):
-        by_chance = 45 + 2.4 * 64 / share
+        by_chance = 45 + 1.6 * 64 / share
         assert gap_of(by_chance, 64, share) == pytest.approx(0.0, abs=1e-9)
-        assert gap_of(by_chance + 2400, 64, share) == pytest.approx(1000.0)
+        assert gap_of(by_chance + 1600, 64, share) == pytest.approx(1000.0)
     assert gap_of(10, 64, 0.5) == 0.0
 
 

@@ -31,6 +31,7 @@ Float32Array = npt.NDArray[np.float32]
 
 SCAN_IS_DEAR = Costs(scan_call=1e6, stream_kb=1e6, gather_kb=1e6, multiply_million=1e9)
 GRAPH_IS_DEAR = Costs(walk_call=1e9)
+ASKING_AGAIN_IS_DEAR = Costs(scan_call=1e9, stream_kb=1e6, gather_kb=1e6, multiply_million=1e9, walk_call=1e5)
 
 
 class Column:
@@ -251,7 +252,7 @@ def test_a_filter_far_from_the_query_still_yields_k() -> None:
     metadata = [{"far": i >= 9000} for i in range(12_000)]
     view = View(np.concatenate([near, far]), metadata)
     asked = request(near[:20], 10, {"far": True})
-    for costs in (Costs(), SCAN_IS_DEAR):
+    for costs in (Costs(), ASKING_AGAIN_IS_DEAR):
         found = search(view, asked, costs=costs)
         assert all(len(line) == 10 for line in found)
         assert recall(found, view.expected(asked)) >= 0.95
@@ -275,9 +276,9 @@ def test_dead_rows_around_the_query_are_walked_past(metric: str) -> None:
     queries = vectors[topic == 4][:16]
     for where in (None, {"topic": {"$lte": 5}}, {"topic": {"$ne": 4}}):
         asked = request(queries, 10, where)
-        found, expected = search(view, asked, SCAN_IS_DEAR), view.expected(asked)
+        found, expected = search(view, asked, ASKING_AGAIN_IS_DEAR), view.expected(asked)
         assert all(len(line) == 10 for line in found) and recall(found, expected) >= 0.95, where
-        _, explained = explain_search(view, asked, costs=SCAN_IS_DEAR)
+        _, explained = explain_search(view, asked, costs=ASKING_AGAIN_IS_DEAR)
         assert explained["visited"] > 16 * 64 and explained["scanned"] == 0, where
 
 
@@ -295,13 +296,50 @@ def test_rows_that_died_since_the_mask_was_made_do_not_hide_the_others() -> None
     for turn in range(8):  # each time the 30 nearest of those alive are replaced
         for where in (None, {"n": {"$lte": 2}}):
             asked = request(query, 10, where, ef=16)
-            assert recall(search(view, asked, SCAN_IS_DEAR), view.expected(asked)) == 1.0, (turn, where)
-            plans.add(explain_search(view, asked, costs=SCAN_IS_DEAR)[1]["plan"])
+            assert recall(search(view, asked, ASKING_AGAIN_IS_DEAR), view.expected(asked)) == 1.0, (turn, where)
+            plans.add(explain_search(view, asked, costs=ASKING_AGAIN_IS_DEAR)[1]["plan"])
         nearest = [row for row in order.tolist() if view.end[row] > view.snapshot][:30]
         view.snapshot += 1
         view.end[nearest] = view.snapshot
         view.changes += 30
     assert plans == {"hnsw_overfetch", "hnsw_restricted"}, "experience has told how far it is"
+
+
+def test_what_asking_again_took_is_remembered() -> None:
+    rng = np.random.default_rng(23)
+    vectors = rng.normal(size=(12_000, 16)).astype(np.float32)
+    order = np.argsort(((vectors - vectors[0]) ** 2).sum(axis=1))
+    hole = np.zeros(12_000, bool)
+    hole[order[:1500]] = True
+    view = View(vectors, [{"hole": bool(inside)} for inside in hole])
+    costs = Costs(stream_kb=10.0, gather_kb=10.0, visit=1e6)  # neither a scan nor a look at a mask
+    seen = [
+        explain_search(view, request(vectors[row : row + 1], 10, {"hole": False}), costs=costs)[1]
+        for row in order[:20].tolist()
+    ]
+    assert {each["plan"] for each in seen} == {"hnsw_overfetch"}
+    assert sum(each["queries_repaired"] for each in seen) >= 5 and not any(each["scanned"] for each in seen)
+    worst = max(each["estimated_us"]["graph"] for each in seen)
+    assert worst > seen[-1]["estimated_us"]["exact"] * 0.05, "at first, asking again is taken for a scan"
+    assert seen[-1]["estimated_us"]["graph"] < worst / 5
+
+
+def test_a_filter_that_is_scanned_is_tried_on_the_graph_now_and_then() -> None:
+    rng = np.random.default_rng(24)
+    vectors = rng.normal(size=(20_000, 32)).astype(np.float32)
+    view = View(vectors, [{"n": i % 10} for i in range(20_000)])
+    costs = Costs(stream_kb=0.9, link_kb=0.01)  # a scan seems to be cheaper while many queries are expected to fail
+    plans = [
+        explain_search(view, request(vectors[i : i + 1], 10, {"n": 3}), costs=costs)[1]["plan"] for i in range(400)
+    ]
+    assert plans[2:7] == ["exact"] * 5
+    assert "hnsw_overfetch" in plans[:20]
+    assert plans[-20:] == ["hnsw_overfetch"] * 20, "none has failed"
+    dear = [
+        explain_search(view, request(vectors[i : i + 1], 10, {"n": 4}), costs=GRAPH_IS_DEAR)[1]["plan"]
+        for i in range(40)
+    ]
+    assert set(dear) == {"exact"}, "but not where it would cost a lot"
 
 
 def test_says_what_was_planned_and_what_it_took() -> None:
