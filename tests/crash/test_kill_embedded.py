@@ -13,6 +13,7 @@ import random
 import subprocess
 import sys
 import threading
+import time
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ import pytest
 from track_record import record
 
 CHILD = Path(__file__).parents[1] / "support" / "crash_child.py"
+PATIENCE_S = 120.0
 KILLS = int(os.environ.get("VECRAFT_KILLS", "80"))
 Model = dict[str, dict[str, int]]
 
@@ -62,10 +64,13 @@ class Child:
                 self.started.set()
         self.started.set()
 
-    def kill_after(self, seconds: float) -> None:
-        """Wait for its first words, let it work, kill it, and collect all that it said."""
-        self.started.wait(60)
+    def kill_after(self, seconds: float, lines: int) -> None:
+        """Wait for its first words, let it work for so long and say so much, kill it, and collect all that it said."""
+        self.started.wait(PATIENCE_S)
         threading.Event().wait(seconds)
+        give_up_at = time.monotonic() + PATIENCE_S
+        while len(self.lines) < lines and self.process.poll() is None and time.monotonic() < give_up_at:
+            threading.Event().wait(0.002)
         self.process.kill()
         self.process.wait()
         self._reader.join()
@@ -87,7 +92,8 @@ def test_kill_dash_nine_at_any_moment(tmp_path: Path, shards: int) -> None:
     rounds = max(1, KILLS // 2)
     for round_ in range(rounds):
         child = Child(tmp_path / "root", round_ + 1, shards)
-        child.kill_after(rng.choice([0.0, 0.005, 0.02, 0.05, 0.1, 0.3]) * rng.random() * 2)
+        seconds = rng.choice([0.0, 0.005, 0.02, 0.05, 0.1, 0.3]) * rng.random() * 2
+        child.kill_after(seconds, lines=rng.choice([0, 0, 2, 3, 7, 12]))  # two lines for each write
         if not child.lines:
             continue  # killed before it could open the database: also a crash, during recovery
         found = child.lines[0]["state"]

@@ -64,7 +64,7 @@ def settings() -> Settings:
         checkpoint_interval_s=3600.0,
         history_retention_s=86_400.0,
         txn_retention_s=86_400.0,
-        timeout=20.0,
+        timeout=120.0,
         index_min_rows=10,
     )
 

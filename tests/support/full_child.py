@@ -18,7 +18,7 @@ from vecraft_data_model.errors import StorageFullError
 from vecraft_db.client.vecraft_client import VecraftClient
 from vecraft_db.config import Settings
 
-SETTINGS = Settings(checkpoint_interval_s=3600.0, timeout=5.0)
+SETTINGS = Settings(checkpoint_interval_s=3600.0, timeout=120.0)
 READS_S = 3.0
 
 
@@ -45,7 +45,7 @@ def fill(path: Path) -> int:
 def read_for_a_while(client: VecraftClient, written: int) -> int:
     """Count, each time at a snapshot of its own, and beyond what the clock's ceiling covers; returns how often."""
     reads, until = 0, time.monotonic() + READS_S
-    while time.monotonic() < until:
+    while reads < 10 or time.monotonic() < until:
         found = client.count("c")
         if found != 4 * written:
             raise SystemExit(f"{found} records are there, {4 * written} were acknowledged")
@@ -77,7 +77,7 @@ def main(folder: Path) -> None:
     client = VecraftClient(root=root, settings=SETTINGS)
     reads += read_for_a_while(client, written)
     (folder / "filler").unlink()
-    until = time.monotonic() + 30
+    until = time.monotonic() + 120
     while True:
         try:
             write(client, written)

@@ -15,6 +15,7 @@ import numpy.typing as npt
 import ray
 from ray import exceptions as ray_errors
 
+from tests.support import standing_still
 from vecraft_cluster.launch import Cluster
 from vecraft_cluster.ports import controller_name, look_up, router_name, shard_name, translate
 from vecraft_data_model import DataPacket
@@ -133,28 +134,15 @@ def call_actor(actor: str, method: str, *arguments: object) -> Any:
 
 @contextmanager
 def frozen(pid: int) -> Iterator[None]:
-    """Stop a process for a while (``SIGSTOP``); it may have been killed and replaced meanwhile.
-
-    The signal takes effect when a thread of the process gets its turn: until then the others go on, and may answer.
-    """
-    os.kill(pid, signal.SIGSTOP)
+    """Stop a process for a while (``SIGSTOP``); it may have been killed and replaced meanwhile."""
     try:
-        eventually(lambda: _stands_still(pid), f"process {pid} to stand still")
+        standing_still.stop(pid)
         yield
     finally:
         try:
             os.kill(pid, signal.SIGCONT)
         except ProcessLookupError:
             pid = 0
-
-
-def _stands_still(pid: int) -> bool:
-    """Whether every thread of a process is stopped, or has ended."""
-    try:
-        stats = [path.read_text() for path in Path(f"/proc/{pid}/task").glob("*/stat")]
-    except FileNotFoundError:
-        return False  # a thread has ended just now: look again
-    return all(stat.rpartition(")")[2].split()[0] in "TtZX" for stat in stats)
 
 
 @contextmanager

@@ -13,6 +13,7 @@ from typing import Any
 
 import lease_child
 import pytest
+import standing_still
 from lease_child import request_for
 
 from vecraft_cluster.host import ShardHost
@@ -128,6 +129,14 @@ class Child:
         self.process.stdin.write(line + "\n")
         self.process.stdin.flush()
 
+    def insist(self, line: str) -> None:
+        """Tell it until it is done: whoever has to wait long for its turn, or for the disk, loses so short a lease."""
+        said = ""
+        while said != "Committed":
+            self.tell(line)
+            said = self.hear()
+            assert said == "Committed" or said.startswith("refused not done"), said
+
     def hear(self) -> str:
         assert self.process.stdout is not None
         return self.process.stdout.readline().strip()
@@ -146,9 +155,8 @@ def child(directory: Path) -> Iterator[Child]:
 def test_a_stopped_process_answers_nothing_once_it_was_replaced(tmp_path: Path) -> None:
     with child(tmp_path) as old:
         for line in ("create c", "write a"):
-            old.tell(line)
-            assert old.hear() == "Committed"
-        os.kill(old.process.pid, signal.SIGSTOP)
+            old.insist(line)
+        standing_still.stop(old.process.pid)
         for line in ("count c", "write late", "count c"):  # on their way when it is stopped
             old.tell(line)
         # The new owner. It opens no files here: SQLite's locks hold it off on one machine, as they would not on two.
@@ -164,15 +172,10 @@ def test_a_stopped_process_answers_nothing_once_it_was_replaced(tmp_path: Path) 
 
 def test_a_stopped_process_that_nobody_replaced_goes_on(tmp_path: Path) -> None:
     with child(tmp_path) as only:
-        only.tell("create c")
-        assert only.hear() == "Committed"
-        os.kill(only.process.pid, signal.SIGSTOP)
-        watcher = Lease(LeaseFolder(tmp_path / "lease"), kernel="here", lease_s=LEASE_S, takeover_s=1.25 * LEASE_S)
+        only.insist("create c")
+        standing_still.stop(only.process.pid)
+        watcher = Lease(LeaseFolder(tmp_path / "lease"), kernel="here", lease_s=LEASE_S, takeover_s=3600.0)
         with pytest.raises(StorageFailureException, match="another machine"):
             watcher.acquire(1.1 * LEASE_S)  # longer than the lease, shorter than the wait
         os.kill(only.process.pid, signal.SIGCONT)
-        said = ""
-        while said != "Committed":
-            only.tell("write a")
-            said = only.hear()
-            assert said == "Committed" or said.startswith("refused not done"), said
+        only.insist("write a")
