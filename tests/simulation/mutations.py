@@ -299,6 +299,22 @@ def contents_confused() -> list[Patch]:
     return [(Participant, "_finish", finish)]
 
 
+@mutant("nothing is logged of another content of an id while one is prepared under it")
+def refused_over_the_prepared() -> list[Patch]:
+    original = Participant._commit_one
+
+    def commit_one(self: Participant, txn: Any, *rest: Any) -> None:
+        prepared = self._state.prepared
+        held = prepared.pop(txn.txn_id, None)
+        try:
+            original(self, txn, *rest)
+        finally:
+            if held is not None:
+                prepared[txn.txn_id] = held
+
+    return [(Participant, "_commit_one", commit_one)]
+
+
 # ------------------------------------------------------------------------------------------------------ conflicts
 
 

@@ -167,11 +167,11 @@ class WritingClient(ReadingClient):
         else:
             txn_id = world.rng.choice(ids[-2:])
         keys = self._keys()
-        sizes = world.rng.choice(((1, len(keys)), (len(keys), len(keys))))
-        sent = [self._operation("reuse") for _ in sizes]
+        contents = world.rng.choice(((keys[:1], keys), (keys, keys), (self._keys(1), keys)))
+        sent = [self._operation("reuse") for _ in contents]
         calls: list[Call] = []
-        for operation, size in zip(sent, sizes, strict=True):
-            put = self._put(BLIND[0], keys[:size], operation, world.rng.choice((None, None, "absent", "present")))
+        for operation, written in zip(sent, contents, strict=True):
+            put = self._put(BLIND[0], written, operation, world.rng.choice((None, None, "absent", "present")))
             calls.append((operation, partial(Router.commit, mutations=[put], txn_id=txn_id)))
         if world.rng.random() < 0.5:
             answers = yield calls  # at once: while one is under way, the other is refused, and releases what it holds
