@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from heapq import nsmallest
+from typing import Any
 
 import msgspec
 import numpy as np
@@ -212,12 +213,16 @@ class Reader:
                 collection.integrity.refuse_vectors(view.snapshot)
         ranked = score_texts(collection.documents.words, view, text)
         best, matching = best_texts(view, request, ranked.scores)
-        explain = {"plan": "text", "texts": ranked.statistics.documents, "texts_found": matching}
+        explain: dict[str, Any] = {"plan": "text", "texts": ranked.statistics.documents, "texts_found": matching}
         found = [best]
         if request.queries.shape[1]:
             collection.depth.sample.offer(request.queries)
-            near, how = explain_search(view, request, costs=self._costs)
-            found, explain = [*near, best], {**explain, **how}
+            if options.explain:
+                near, how = explain_search(view, request, costs=self._costs)
+                explain |= how
+            else:
+                near = run_search(view, request, costs=self._costs)
+            found = [*near, best]
         if collection.integrity.payloads:
             collection.integrity.refuse_texts(view.snapshot)
         hits = [_hits(collection, line, options, ranked.scores) for line in found]
