@@ -43,8 +43,6 @@ from vecraft_data_model.messages import (
     Put,
     Refused,
     ReleaseSnapshot,
-    Search,
-    SearchReply,
     SetAlias,
     SetEf,
     Status,
@@ -266,24 +264,6 @@ class TestBadInput:
         bench.commit(create("cos", metric="cosine"))
         bad = Put("cos", ["x"], np.zeros((1, 4), np.float32), put("x").payloads)
         assert isinstance(refusal(bench.commit(bad)), NullOrZeroVectorException)
-
-    @pytest.mark.parametrize("verify", [True, False])
-    def test_queries(self, tmp_path: Path, verify: bool) -> None:
-        """Whoever is told that the numbers were checked checks what only the collection can tell."""
-        bench = Bench(tmp_path / "other", verify_queries=verify)
-        bench.commit(create("c", metric="cosine"), put("x"))
-
-        def answer(query: Any) -> object:
-            return bench.ask(Search(collection="c", queries=np.array(query, np.float32)))
-
-        assert isinstance(refusal(answer([[1, 2, 3]])), VectorDimensionMismatchException)
-        assert isinstance(refusal(answer([[0, 0, 0, 0]])), NullOrZeroVectorException)
-        for query in ([[0, 1, 0, 0]], [[1e-20, 0, 0, 0]], [[1, 0, 0, 0]]):
-            assert isinstance(answer(query), SearchReply)
-        if verify:
-            for query in ([[1, np.nan, 0, 0]], [[1, np.inf, 0, 0]], [[1.5e19, 0, 0, 0]]):
-                assert isinstance(refusal(answer(query)), InvalidDataException)
-        bench.shard.abandon()
 
     def test_an_id_twice_in_one_write(self, bench: Bench) -> None:
         assert isinstance(refusal(bench.commit(put("a", "a"))), InvalidDataException)
