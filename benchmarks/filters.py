@@ -1,5 +1,7 @@
 """§4: filtered searches at several selectivities against the same searches without a filter, and filtered counts.
 
+Twice: on the data set, and on 100,000 rows (``VECRAFT_BENCH_ROWS``) around 100 centres (:mod:`benchmarks.plans`).
+
 Every answer is compared with the exact one. Filters are ranges of ``gloss_len``, chosen so that they match the wanted
 share of the rows as nearly as the data allows, one that has nothing to do with what is asked; and one on the topic
 (``lexname``) that is farthest from the queries, which a walk through the graph meets last.
@@ -8,6 +10,7 @@ share of the rows as nearly as the data allows, one that has nothing to do with 
 from __future__ import annotations
 
 import itertools
+import os
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
@@ -18,6 +21,7 @@ import numpy.typing as npt
 
 from benchmarks.data import K
 from benchmarks.measure import Row, Sample, alternate, latencies, per_operation
+from benchmarks.plans import SEED, make_places
 from benchmarks.search import fill, tune_client
 from examples.wordnet import WordNet
 from vecraft_data_model import QueryPacket
@@ -25,6 +29,8 @@ from vecraft_db.client.vecraft_client import VecraftClient
 
 SHARES = (0.001, 0.01, 0.1, 0.6)
 COUNTS = 200
+ROWS, QUERIES = 100_000, 200
+BAR_OF_LARGE = 0.35
 RECALL_AT_LEAST = 0.95
 
 
@@ -50,7 +56,7 @@ def bar_for(share: float) -> float:
     return 0.4 if share < 0.5 else 0.5
 
 
-def choose_filters(data: WordNet) -> list[Chosen]:
+def choose_filters(data: WordNet, bar: Callable[[float], float]) -> list[Chosen]:
     """Return the filters, most selective first."""
     lengths = np.array([metadata["gloss_len"] for metadata in data.metadatas])
     topics = np.array([metadata["lexname"] for metadata in data.metadatas])
@@ -59,14 +65,14 @@ def choose_filters(data: WordNet) -> list[Chosen]:
         low, high = _window(lengths, share)
         matches = (lengths >= low) & (lengths <= high)
         where = {"gloss_len": {"$gte": low, "$lte": high}}
-        chosen.append(Chosen(f"{share:.1%} of the rows", where, matches, bar_for(share)))
+        chosen.append(Chosen(f"{share:.1%} of the rows", where, matches, bar(share)))
     nearness = data.queries @ data.vectors.T
     sizes = {topic: int((topics == topic).sum()) for topic in set(topics.tolist())}
     common = [topic for topic, size in sizes.items() if size >= 10 * K]
     farthest = min(common, key=lambda topic: float(nearness[:, topics == topic].max(axis=1).mean()))
     matches = topics == farthest
     name = f"topic far from the queries ({farthest})"
-    chosen.append(Chosen(name, {"lexname": farthest}, matches, bar_for(float(matches.mean()))))
+    chosen.append(Chosen(name, {"lexname": farthest}, matches, bar(float(matches.mean()))))
     return sorted(chosen, key=lambda each: each.share)
 
 
@@ -82,6 +88,30 @@ def _window(values: npt.NDArray[np.int64], share: float) -> tuple[int, int]:
 
 def measure(data: WordNet, rounds: int) -> Iterator[Row]:
     """Yield the rows of this section."""
+    yield from _section(data, rounds, "4a", bar_for)
+    rows = int(os.environ.get("VECRAFT_BENCH_ROWS", str(ROWS)))
+    yield from _section(clustered(rows), rounds, f"4a·{rows // 1000}k", lambda _: BAR_OF_LARGE)
+
+
+def clustered(rows: int) -> WordNet:
+    """Return a larger data set of the same fields: topics are the centres, lengths have nothing to do with them."""
+    places = make_places(rows)
+    lengths = np.random.default_rng(SEED).integers(10, 1000, rows).tolist()
+    return WordNet(
+        name=f"clustered{rows}",
+        ids=[f"row-{i:08}" for i in range(rows)],
+        vectors=places.vectors,
+        metadatas=[
+            {"gloss_len": length, "lexname": f"topic{centre}"}
+            for length, centre in zip(lengths, places.centres.tolist(), strict=True)
+        ],
+        glosses=[""] * rows,
+        queries=places.queries[:QUERIES],
+        query_texts=[""] * QUERIES,
+    )
+
+
+def _section(data: WordNet, rounds: int, key: str, bar: Callable[[float], float]) -> Iterator[Row]:
     with VecraftClient(root=":memory:") as client:
         fill(client, data)
         tune_client(data, client)
@@ -90,15 +120,17 @@ def measure(data: WordNet, rounds: int) -> Iterator[Row]:
         def unfiltered() -> Sample:
             return per_operation(lambda: [client.search("wordnet", query) for query in plain], len(plain))
 
-        for number, each in enumerate(choose_filters(data)):
-            row = Row(f"4a·{number + 1}", f"filter: {each.name}", "queries/s", "high", each.bar)
+        for number, each in enumerate(choose_filters(data, bar)):
+            row = Row(f"{key}·{number + 1}", f"filter: {each.name}", "queries/s", "high", each.bar)
             row.extra = _facts(client, data, each)
             yield alternate(row, rounds, partial(_filtered, client, data, each), unfiltered)
-        yield _unseen(client, data, rounds, unfiltered)
-        yield _counting(client, data, rounds)
+        yield _unseen(client, data, rounds, key, min(bar(0.1), 0.4), unfiltered)
+        yield _counting(client, data, rounds, key.replace("a", "b"))
 
 
-def _unseen(client: VecraftClient, data: WordNet, rounds: int, unfiltered: Callable[[], Sample]) -> Row:
+def _unseen(
+    client: VecraftClient, data: WordNet, rounds: int, key: str, bar: float, unfiltered: Callable[[], Sample]
+) -> Row:
     """Every search with a filter that nobody has used before, so that nothing is known of it: about a tenth matches."""
     lengths = sorted(metadata["gloss_len"] for metadata in data.metadatas)
     limit = lengths[len(lengths) // 10]
@@ -111,7 +143,7 @@ def _unseen(client: VecraftClient, data: WordNet, rounds: int, unfiltered: Calla
         ]
         return per_operation(lambda: [client.search("wordnet", query) for query in queries], len(queries))
 
-    row = Row("4a·new", "filter: 10% of the rows, a new one each time", "queries/s", "high", 0.4)
+    row = Row(f"{key}·new", "filter: 10% of the rows, a new one each time", "queries/s", "high", bar)
     return alternate(row, rounds, ours, unfiltered)
 
 
@@ -140,11 +172,11 @@ def _facts(client: VecraftClient, data: WordNet, each: Chosen) -> dict[str, Any]
     }
 
 
-def _counting(client: VecraftClient, data: WordNet, rounds: int) -> Row:
+def _counting(client: VecraftClient, data: WordNet, rounds: int, key: str) -> Row:
     """§4b: an exact count by a filter, against counting a boolean mask of the same rows."""
-    chosen = choose_filters(data)
+    chosen = choose_filters(data, bar_for)
     masks = [each.matches for each in chosen]
-    row = Row("4b", "count(where=…), p50", "ms", "low", None)
+    row = Row(key, "count(where=…), p50", "ms", "low", None)
     return alternate(
         row,
         rounds,

@@ -77,12 +77,14 @@ class Places:
         vectors, queries: (n, DIM), (q, DIM) float32.
         distances: Of each row from the one place that filters are about.
         query_distances: Of each query.
+        centres: Around which centre each row lies, (n,).
     """
 
     vectors: Matrix
     queries: Matrix
     distances: Matrix
     query_distances: Matrix
+    centres: npt.NDArray[np.int64]
 
 
 def make_places(rows: int) -> Places:
@@ -90,13 +92,14 @@ def make_places(rows: int) -> Places:
     rng = np.random.default_rng(SEED)
     centres = rng.normal(size=(CENTRES, LATENT))
     total = rows + CANDIDATES
-    latent = centres[rng.integers(0, CENTRES, total)] + 0.7 * rng.normal(size=(total, LATENT))
+    which = rng.integers(0, CENTRES, total)
+    latent = centres[which] + 0.7 * rng.normal(size=(total, LATENT))
     turn = np.linalg.qr(rng.normal(size=(DIM, LATENT)))[0].T
     every = (latent @ turn).astype(np.float32)
     every += 0.05 * rng.standard_normal(every.shape, np.float32)
     every /= np.linalg.norm(every, axis=1, keepdims=True)
     away = 1 - every @ every[0]
-    return Places(every[:rows], every[rows:], away[:rows], away[rows:])
+    return Places(every[:rows], every[rows:], away[:rows], away[rows:], which[:rows])
 
 
 def fill(places: Places) -> Collection:
@@ -208,7 +211,10 @@ def forced(kind: PlanKind | None) -> Iterator[None]:
             return choose_plan(task, costs)
         return replace(choose_plan(task, costs), kind=kind, depth=depth_of[kind](task))
 
-    with mock.patch("vecraft_shard.search.choose_plan", choose):
+    with (
+        mock.patch("vecraft_shard.search.choose_plan", choose),
+        mock.patch("vecraft_shard.search.tried_instead", lambda _, plan: plan),
+    ):
         yield
 
 

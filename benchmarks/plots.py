@@ -41,7 +41,8 @@ def _recall(axes: Any, rows: Sequence[Row]) -> bool:
 
 
 def _selectivity(axes: Any, rows: Sequence[Row]) -> bool:
-    points = sorted((row.extra["selectivity"], *row.figures) for row in rows if "selectivity" in row.extra)
+    of_data = [row for row in rows if "selectivity" in row.extra and row.key.count("·") == 1]  # not the made-up rows
+    points = sorted((row.extra["selectivity"], *row.figures) for row in of_data)
     if not points:
         return False
     shares, filtered, unfiltered = zip(*points, strict=True)
