@@ -37,6 +37,9 @@ from vecraft_db.client.vecraft_client import VecraftClient
 
 Opener = Callable[[Path], Iterator[VecraftClient]]
 
+TIMEOUT_S = 120.0
+"""Of every call of these clients that names none: longer than any machine is held up."""
+
 
 @dataclass(frozen=True)
 class Place:
@@ -151,21 +154,21 @@ class _Facade:
 @place("embedded")
 def embedded(directory: Path) -> Iterator[VecraftClient]:
     """One shard in this process, with files."""
-    with VecraftClient(root=directory / "data") as client:
+    with VecraftClient(root=directory / "data", timeout=TIMEOUT_S) as client:
         yield client
 
 
 @place("embedded-3-shards")
 def embedded_3_shards(directory: Path) -> Iterator[VecraftClient]:
     """Three shards in this process: every transaction over them is a distributed one."""
-    with VecraftClient(root=directory / "data", shards=3) as client:
+    with VecraftClient(root=directory / "data", shards=3, timeout=TIMEOUT_S) as client:
         yield client
 
 
 @place("memory")
 def memory(directory: Path) -> Iterator[VecraftClient]:
     """One shard that leaves no files."""
-    with VecraftClient(root=":memory:") as client:
+    with VecraftClient(root=":memory:", timeout=TIMEOUT_S) as client:
         yield client
     assert list(directory.iterdir()) == []
 
@@ -173,7 +176,7 @@ def memory(directory: Path) -> Iterator[VecraftClient]:
 @place("embedded-async")
 def embedded_async(directory: Path) -> Iterator[VecraftClient]:
     """The asynchronous client over two shards in this process, driven from this thread."""
-    with synchronous(lambda: AsyncVecraftClient(root=directory / "data", shards=2)) as client:
+    with synchronous(lambda: AsyncVecraftClient(root=directory / "data", shards=2, timeout=TIMEOUT_S)) as client:
         yield client
 
 
@@ -182,32 +185,34 @@ def embedded_async(directory: Path) -> Iterator[VecraftClient]:
 # The session has one Ray (fixture ``ray_session``), started by the first place that needs it; each place has a cluster
 # of its own on it, which ends with its client.
 
+ON_RAY: dict[str, Any] = {"address": "local", "shards": 2, "timeout": TIMEOUT_S}
+
 
 @place("ray", marks=(pytest.mark.ray,))
 def ray_router_in_process(directory: Path) -> Iterator[VecraftClient]:
     """Two shard actors, reached over their sockets, the router in this process."""
-    with VecraftClient(address="local", root=directory / "data", shards=2) as client:
+    with VecraftClient(root=directory / "data", **ON_RAY) as client:
         yield client
 
 
 @place("ray-actor-calls", marks=(pytest.mark.ray,), modules=("test_records", "test_search", "test_transactions"))
 def ray_actor_calls(directory: Path) -> Iterator[VecraftClient]:
     """Two shard actors, reached by actor calls only, the router in this process."""
-    with VecraftClient(address="local", root=directory / "data", shards=2, data_plane="actor") as client:
+    with VecraftClient(root=directory / "data", data_plane="actor", **ON_RAY) as client:
         yield client
 
 
 @place("ray-router-actor", marks=(pytest.mark.ray,))
 def ray_router_actor(directory: Path) -> Iterator[VecraftClient]:
     """Two shard actors, the router an actor too."""
-    with VecraftClient(address="local", root=directory / "data", shards=2, via_router_actor=True) as client:
+    with VecraftClient(root=directory / "data", via_router_actor=True, **ON_RAY) as client:
         yield client
 
 
 @place("ray-async", marks=(pytest.mark.ray,))
 def ray_async(directory: Path) -> Iterator[VecraftClient]:
     """Two shard actors, the router on an event loop, driven from this thread."""
-    with synchronous(lambda: AsyncVecraftClient(address="local", root=directory / "data", shards=2)) as client:
+    with synchronous(lambda: AsyncVecraftClient(root=directory / "data", **ON_RAY)) as client:
         yield client
 
 
@@ -222,7 +227,7 @@ _NO_BACKUP = {"backup": "a gateway does not write files for its clients"}
 def rest(directory: Path) -> Iterator[VecraftClient]:
     """The REST client, with an API key."""
     with serving(["k-1"], root=str(directory / "data"), shards=2) as url:
-        with VecraftClient(url=url, api_key="k-1") as client:
+        with VecraftClient(url=url, api_key="k-1", timeout=TIMEOUT_S) as client:
             yield client
 
 
@@ -230,7 +235,7 @@ def rest(directory: Path) -> Iterator[VecraftClient]:
 def rest_async(directory: Path) -> Iterator[VecraftClient]:
     """The asynchronous REST client, driven from this thread."""
     with serving(root=str(directory / "data"), shards=2) as url:
-        with synchronous(lambda: AsyncVecraftClient(url=url)) as client:
+        with synchronous(lambda: AsyncVecraftClient(url=url, timeout=TIMEOUT_S)) as client:
             yield client
 
 
