@@ -266,6 +266,8 @@ class Wal:
             self._note_durable()
         except BaseException as error:
             self._failure = error
+            if not isinstance(error, Exception):
+                raise  # interrupted
             message = f"the log was left in the middle of a write: {error}"
             raise StorageFailureException(message, path=self._folder) from error
 
@@ -352,6 +354,8 @@ class Wal:
             self._disk.sync_directory(self._folder)
         except BaseException as error:
             self._failure = error
+            if not isinstance(error, Exception):
+                raise  # interrupted
             message = f"a segment of the log was left half made: {error}"
             raise StorageFailureException(message, path=self._folder) from error
 

@@ -108,6 +108,31 @@ def test_a_log_that_cannot_take_back_what_was_refused_is_broken(faulty_disk: Any
     assert recover(faulty_disk.kill(), epoch=2)[1] == [b"safe"]
 
 
+@pytest.mark.parametrize("step", ["append", "rotate"])
+def test_an_interrupt_while_a_log_takes_back_what_was_refused_is_an_interrupt(
+    faulty_disk: Any, monkeypatch: pytest.MonkeyPatch, step: str
+) -> None:
+    wal, _ = recover(faulty_disk)
+    wal.append([(1, [b"safe"])])
+    wal.sync()
+    faulty_disk.capacity = 0
+
+    def interrupted(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        if step == "append":
+            patch.setattr(type(wal._open_file()), "sync", interrupted)
+            wal.append([(1, [bytes(9000)])])
+        else:
+            patch.setattr(type(faulty_disk), "remove", interrupted)
+            wal.rotate()
+    faulty_disk.capacity = None
+    with pytest.raises(StorageFailureException, match="stopped after a failed write"):
+        wal.append([(1, [b"x"])])
+    assert recover(faulty_disk.kill(), epoch=2)[1] == [b"safe"]
+
+
 # ---------------------------------------------------------------------------------------------------------- the shard
 
 
