@@ -16,8 +16,8 @@ The answer equals :func:`vecraft_data_model.filters.matches_document` row by row
 one. JSON documents are in a :class:`~vecraft_shard.indexes.metadata.MetadataIndex`, saved in segments beside the
 tables.
 
-``add``, ``restore``, ``settle`` and ``create_tables`` need the index to themselves; ``evaluate`` may run in many
-threads.
+``add``, ``restore`` and ``create_tables`` need the index to themselves; ``evaluate`` may run in many threads, and
+``settle`` beside them.
 """
 
 from __future__ import annotations
@@ -132,9 +132,9 @@ class DocumentIndex:
 
     def settle(self, rows: int) -> None:
         """Texts of the rows below ``rows`` are in the tables from now on, committed."""
-        self.settled = rows
-        self._has_text = self._has(self._trigrams)
+        self._has_text = self._has(self._trigrams)  # first: who reads `settled` next relies on it
         self.words.settle(rows)
+        self.settled = rows
 
     def restore(self, rows: int) -> None:
         """Take up what the tables hold, of the rows below ``rows``, when a collection is opened.

@@ -234,3 +234,19 @@ def test_a_table_of_trigrams_that_was_made_without_texts_is_filled() -> None:
     f.add(["needle"])
     f.settle()
     assert f.matching({"$contains": "needle"}) == [1]
+
+
+def test_who_asks_while_the_first_texts_settle_finds_them() -> None:
+    class AskedMeanwhile(DocumentIndex):
+        def _has(self, table: str) -> bool:
+            found.append(f.matching({"$contains": "needle"}))
+            return super()._has(table)
+
+    f, found = Fixture(), list[list[int]]()
+    f.index = AskedMeanwhile(f.connection, 3, f.texts)
+    f.add(["a needle", None, "hay"])
+    f.settle()
+    assert found == [[0]]
+    assert f.matching({"$contains": "needle"}) == [0]
+    f.add(["hay", "needles"])
+    assert f.matching({"$contains": "needle"}) == [0, 4]
