@@ -117,11 +117,14 @@ class _Transactions:
         filtered = len(mutations) < len(steps)
         independent = not filtered and _each_writes_its_own(mutations)
         expects = any(isinstance(step, Put | Delete) and step.expect is not None for step in mutations)
-        chosen_here = snapshot is None and not independent and (filtered or expects)
-        if chosen_here and txn_id is not None:
+        looked_at = snapshot is None and not independent
+        chosen_here = looked_at and (filtered or expects)
+        changes_catalog = any(not isinstance(step, Put | Delete) for step in mutations)
+        if txn_id is not None and (chosen_here or (looked_at and changes_catalog)):
             raise InvalidDataException(
-                "a transaction with a txn_id that deletes by filter, or expects something of records that it writes "
-                "several times, needs the snapshot to look at (GET /snapshots): sent again, it must be the same",
+                "a transaction with a txn_id that deletes by filter, or writes records several times and expects "
+                "something of them or changes the catalog, needs the snapshot to look at (GET /snapshots): sent again, "
+                "it must be the same",
                 txn_id=txn_id,
             )
         patience = Patience(router.state, deadline)

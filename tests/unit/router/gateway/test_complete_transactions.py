@@ -123,3 +123,17 @@ async def test_what_is_refused(steps: httpx.AsyncClient, operation: dict[str, An
     assert refused.status_code == 400, refused.text
     assert said in refused.json()["detail"] and "operations[1]" in refused.json()["detail"]
     assert await held(steps) == {"a": 1, "b": 2, "c": 3}
+
+
+async def test_one_that_makes_a_collection_is_carried_out_once_under_its_id(steps: httpx.AsyncClient) -> None:
+    """Sent again it looks at the same snapshot, in which the collection is not made yet."""
+    key, into = new_txn_id(), {"collection": "made-once"}
+    made = {"op": "create_collection", "schema": {"name": "made-once", "dim": 1}}
+    operations = [made, {**upsert("x", 1), **into}, {**upsert("x", 2), **into}]
+    unnamed = await send(steps, *operations, txn_id=key)
+    assert unnamed.status_code == 400 and "snapshot" in unnamed.json()["detail"], unnamed.text
+    snapshot = (await steps.get("/snapshots", headers={"X-Consistency-Level": "strong"})).json()["snapshot"]
+    first = await send(steps, *operations, txn_id=key, snapshot=snapshot)
+    assert first.status_code == 200, first.text
+    assert (await send(steps, *operations, txn_id=key, snapshot=snapshot)).json() == first.json()
+    await steps.delete("/collections/made-once")
