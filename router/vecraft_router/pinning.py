@@ -12,7 +12,7 @@ from __future__ import annotations
 import logging
 from typing import Any, Protocol
 
-from vecraft_data_model.errors import ShardUnavailableError, TimeoutException
+from vecraft_data_model.errors import SnapshotTooOldError, VecraftError
 from vecraft_router.effects import Flow
 from vecraft_router.options import ReadOptions
 from vecraft_router.results import Pin
@@ -78,7 +78,7 @@ class HeldSnapshot:
     def keep(self, deadline: float | None) -> Flow[None]:
         """Pin it, or renew the pin, if that is due: every call at the snapshot begins with this.
 
-        A shard that does not answer may have no part in what the caller is about; then the next call tries again.
+        A shard that does not answer, or refuses, may have no part in what the caller is about; a later call tries again.
 
         Raises:
             SnapshotTooOldError: Its history is reclaimed already.
@@ -92,7 +92,9 @@ class HeldSnapshot:
         options = ReadOptions(deadline=until if deadline is None else min(until, deadline))
         try:
             yield from self._router.pin(self.snapshot, ttl_ms=PIN_TTL_MS, pin_id=self.pin_id, options=options)
-        except (TimeoutException, ShardUnavailableError) as error:
+        except SnapshotTooOldError:
+            raise
+        except VecraftError as error:
             logger.info("a snapshot could not be pinned; trying again", extra={"error": error.message})
             self._due = now + PIN_AFTER_S
         else:
@@ -105,5 +107,5 @@ class HeldSnapshot:
             return
         try:
             yield from self._router.release(pin_id, deadline=self._router.deadline(PATIENCE_S))
-        except (TimeoutException, ShardUnavailableError) as error:
+        except VecraftError as error:  # whatever was read or committed before stands
             logger.info("a pin was not released; it runs out", extra={"error": error.message})

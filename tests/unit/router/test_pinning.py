@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 from router_workbench import LOSE_REQUEST, Workbench
 
-from vecraft_data_model.errors import SnapshotTooOldError
+from vecraft_data_model.errors import OverloadedError, SnapshotTooOldError
 from vecraft_data_model.messages import PinSnapshot, ReleaseSnapshot
 from vecraft_router.pinning import PIN_AFTER_S, PIN_TTL_MS, RENEW_AFTER_S
 
@@ -66,6 +66,20 @@ def test_a_shard_that_does_not_answer_keeps_nobody_from_reading_elsewhere(bench:
     bench.run(txn.get("things", [here]))
     assert all(len(shard.pins) == 1 for shard in bench.shards), "one lease, however often it is tried"
     bench.fault = lambda shard, request: LOSE_REQUEST if shard == down else None
+    bench.run(txn.release())
+    assert not txn.pinned
+
+
+def test_a_shard_that_refuses_pins_keeps_nobody_from_reading_and_spoils_no_commit(bench: Workbench) -> None:
+    (here,), busy = bench.ids_on(0), 1
+    bench.run(bench.router.commit([bench.put(here, value=1)]))
+    txn = bench.router.transaction()
+    bench.run(txn.begin())
+    bench.clock.sleep(PIN_AFTER_S)
+    bench.fault = lambda shard, request: OverloadedError("too many wait") if shard == busy else None
+    assert bench.run(txn.get("things", [here])).rows.ids == [here]
+    bench.run(txn.put(bench.put(here, value=2)))
+    assert bench.run(txn.commit()).result.count == 1
     bench.run(txn.release())
     assert not txn.pinned
 
