@@ -19,8 +19,10 @@ from vecraft_router.results import Pin
 
 logger = logging.getLogger(__name__)
 
-PIN_TTL_MS = 300_000
+PIN_TTL_MS = 450_000
 RENEW_AFTER_S = PIN_TTL_MS / 1000 / 3
+"""A call may come just before the pin is to be renewed: from then on it is left five minutes more."""
+
 PIN_AFTER_S = 5.0
 """How long a transaction reads without a pin: a small part of any history that is worth keeping, and longer than nearly
 all of them last, which thus cost no message more."""
@@ -78,7 +80,7 @@ class HeldSnapshot:
     def keep(self, deadline: float | None) -> Flow[None]:
         """Pin it, or renew the pin, if that is due: every call at the snapshot begins with this.
 
-        A shard that does not answer, or refuses, may have no part in what the caller is about; a later call tries again.
+        A shard that does not answer, or refuses, may have no part in what the caller does: a later call tries again.
 
         Raises:
             SnapshotTooOldError: Its history is reclaimed already.

@@ -50,6 +50,18 @@ def test_a_transaction_that_lasts_holds_its_history_until_it_is_over(bench: Work
     assert len(bench.sent(ReleaseSnapshot)) == 3
 
 
+def test_five_minutes_of_silence_are_outlasted_whenever_they_begin(bench: Workbench) -> None:
+    txn = bench.router.transaction()
+    bench.run(txn.begin())
+    bench.clock.sleep(PIN_AFTER_S)
+    bench.run(txn.get("things", ["a"]))
+    bench.clock.sleep(0.99 * RENEW_AFTER_S)
+    bench.run(txn.get("things", ["a"]))
+    asked = [request for _, request in bench.asked if isinstance(request, PinSnapshot)]
+    assert len(asked) == 3, "the second read came too soon to renew it"
+    assert asked[-1].ttl_ms - 1000 * 0.99 * RENEW_AFTER_S >= 300_000
+
+
 def test_a_shard_that_does_not_answer_keeps_nobody_from_reading_elsewhere(bench: Workbench) -> None:
     (here,), down = bench.ids_on(0), 1
     bench.run(bench.router.commit([bench.put(here, value=1)]))
