@@ -35,6 +35,7 @@ from vecraft_data_model.errors import (
 )
 from vecraft_data_model.filters import matches, matches_document, parse_where, parse_where_document, words
 from vecraft_data_model.packets import DataPacket
+from vecraft_data_model.scan_options import ScanOptions
 from vecraft_data_model.schema import CollectionSchema
 from vecraft_db.client.vecraft_client import VecraftClient
 from vecraft_db.config import Settings
@@ -226,7 +227,7 @@ def _id_pages(client: VecraftClient, name: str, options: ReadOptions) -> Iterato
     """Yield all ids, page by page, without reading the records."""
     router, after = client.engine.router, None
     while True:
-        page = router.scan_page(name, after=after, limit=PAGE_ROWS, with_payloads=False, options=options)
+        page = router.scan_page(name, ScanOptions(after, PAGE_ROWS, with_payloads=False), options)
         reply = client.engine.run(page)
         if reply.rows.ids:
             yield reply.rows.ids

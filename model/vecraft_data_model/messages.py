@@ -18,6 +18,7 @@ import msgspec
 
 from vecraft_data_model.errors import VecraftError
 from vecraft_data_model.filters import DocumentFilter, Filter
+from vecraft_data_model.scan_options import DEFAULT_PAGE, ScanOptions
 from vecraft_data_model.schema import CollectionSchema
 from vecraft_data_model.search_options import SearchOptions
 from vecraft_data_model.text_ranking import TextStatistics
@@ -214,15 +215,10 @@ class Search(ReadRequest, frozen=True, kw_only=True):
 
 
 class Scan(ReadRequest, frozen=True, kw_only=True):
-    """Records in ``record_id`` order (by code point) after ``after`` → ``RowsReply`` with at most ``limit`` rows."""
+    """→ ``RowsReply`` with at most ``options.limit`` rows."""
 
     collection: str
-    after: str | None = None
-    limit: int = 1000
-    where: Filter | None = None
-    where_document: DocumentFilter | None = None
-    with_payloads: bool = True
-    with_vectors: bool = False
+    options: ScanOptions = DEFAULT_PAGE
 
 
 class Count(ReadRequest, frozen=True, kw_only=True):

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 
 from vecraft_data_model.messages import Response, Rows, RowsReply
 from vecraft_data_model.placement import ClusterMap
+from vecraft_data_model.scan_options import ScanOptions
 from vecraft_router.asking import unexpected
 from vecraft_router.merging import concat_rows, merge_pages
 from vecraft_router.state import RouterState
@@ -19,17 +20,15 @@ class Pages:
 
     Args:
         state: For the cluster map.
-        after: The id after which the page begins; None: at the beginning.
-        limit: Most rows on the page.
+        wanted: What the page shall be.
 
     Attributes:
         share: Rows to ask of each shard next.
     """
 
-    def __init__(self, state: RouterState, after: str | None, limit: int) -> None:
+    def __init__(self, state: RouterState, wanted: ScanOptions) -> None:
         self._state = state
-        self._after = after
-        self._limit = limit
+        self._after, self._limit = wanted.after, wanted.limit
         self._begin()
 
     def _begin(self) -> None:

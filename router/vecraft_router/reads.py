@@ -55,6 +55,7 @@ from vecraft_data_model.messages import (
 )
 from vecraft_data_model.packets import CollectionInfo
 from vecraft_data_model.placement import ClusterMap
+from vecraft_data_model.scan_options import ScanOptions
 from vecraft_data_model.search_options import SearchOptions
 from vecraft_data_model.text_ranking import TextQuery, TextStatistics, fusion_depth
 from vecraft_router.asking import Asker, MapChanged, Patience, unexpected
@@ -252,40 +253,20 @@ class Reader:
         parts = [answer.rows for answer in answers.values() if isinstance(answer, RowsReply)]
         return RowsReply(snapshot, in_order_of(wanted, concat_rows(parts)))
 
-    def scan_page(
-        self,
-        collection: str,
-        *,
-        after: str | None,
-        limit: int,
-        where: Filter | None,
-        where_document: DocumentFilter | None,
-        with_payloads: bool,
-        with_vectors: bool,
-        options: ReadOptions,
-    ) -> Flow[RowsReply]:
+    def scan_page(self, collection: str, wanted: ScanOptions, options: ReadOptions) -> Flow[RowsReply]:
         """See ``Router.scan_page``."""
         deadline = self._deadline(options)
         options = _until(options, deadline)
-        pages = Pages(self._state, after, limit)
+        pages = Pages(self._state, wanted)
 
         def request(start: str | None, snapshot: int, min_ts: int) -> Scan:
-            return Scan(
-                snapshot=snapshot,
-                min_ts=min_ts,
-                collection=collection,
-                after=start,
-                limit=pages.share,
-                where=where,
-                where_document=where_document,
-                with_payloads=with_payloads,
-                with_vectors=with_vectors,
-            )
+            part = msgspec.structs.replace(wanted, after=start, limit=pages.share)
+            return Scan(snapshot=snapshot, min_ts=min_ts, collection=collection, options=part)
 
         while True:
             snapshot, answers = yield from self._read(options, pages.targets, request)
             rows, more = pages.add(answers)
-            if len(rows.ids) >= limit or not more:
+            if len(rows.ids) >= wanted.limit or not more:
                 return RowsReply(snapshot, rows, more)
             options = ReadOptions(as_of=snapshot, deadline=deadline)
 

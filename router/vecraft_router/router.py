@@ -33,6 +33,7 @@ from vecraft_data_model.messages import (
 from vecraft_data_model.packets import CollectionInfo
 from vecraft_data_model.placement import ClusterMap
 from vecraft_data_model.ports import Clock
+from vecraft_data_model.scan_options import DEFAULT_PAGE, ScanOptions
 from vecraft_data_model.search_options import SearchOptions
 from vecraft_router.commit import Committer
 from vecraft_router.config import RouterConfig
@@ -190,31 +191,13 @@ class Router:
         return self._reads.search(collection, queries, wanted, options)
 
     def scan_page(
-        self,
-        collection: str,
-        *,
-        after: str | None = None,
-        limit: int = 1000,
-        where: Filter | None = None,
-        where_document: DocumentFilter | None = None,
-        with_payloads: bool = True,
-        with_vectors: bool = False,
-        options: ReadOptions = DEFAULT_OPTIONS,
+        self, collection: str, wanted: ScanOptions = DEFAULT_PAGE, options: ReadOptions = DEFAULT_OPTIONS
     ) -> Flow[RowsReply]:
-        """Return up to ``limit`` records after ``after`` in id order; ``more`` says whether others follow.
+        """Return one page of records in id order; ``more`` says whether others follow.
 
-        For the next page, pass the last id as ``after`` and the reply's ``snapshot`` as ``options.as_of``.
+        For the next page, ask for what is ``after`` the last id, with the reply's ``snapshot`` as ``options.as_of``.
         """
-        return self._reads.scan_page(
-            collection,
-            after=after,
-            limit=limit,
-            where=where,
-            where_document=where_document,
-            with_payloads=with_payloads,
-            with_vectors=with_vectors,
-            options=options,
-        )
+        return self._reads.scan_page(collection, wanted, options)
 
     def count(
         self,

@@ -19,6 +19,7 @@ from vecraft_data_model.messages import (
     Status,
     StatusReply,
 )
+from vecraft_data_model.scan_options import ScanOptions
 from vecraft_router.asking import Asker, MapChanged, Patience
 from vecraft_router.commit import Committer
 from vecraft_router.effects import Ask, Flow, Tell
@@ -71,15 +72,11 @@ class Service:
             doomed: list[str] = []
             more = True
             while more:
+                after = doomed[-1] if doomed else None
                 page = yield from self._reads.scan_page(
                     collection,
-                    after=doomed[-1] if doomed else None,
-                    limit=state.config.scan_rows_max,
-                    where=where,
-                    where_document=where_document,
-                    with_payloads=False,
-                    with_vectors=False,
-                    options=ReadOptions(as_of=snapshot, deadline=deadline),
+                    ScanOptions(after, state.config.scan_rows_max, where, where_document, with_payloads=False),
+                    ReadOptions(as_of=snapshot, deadline=deadline),
                 )
                 doomed.extend(page.rows.ids)
                 more = page.more

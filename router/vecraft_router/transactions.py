@@ -56,6 +56,7 @@ from vecraft_data_model.messages import (
     SetAlias,
 )
 from vecraft_data_model.packets import CollectionInfo, CommitResult
+from vecraft_data_model.scan_options import DEFAULT_PAGE, ScanOptions
 from vecraft_data_model.search_options import SearchOptions
 from vecraft_router.buffered_search import search_buffered
 from vecraft_router.draft_catalog import DraftCatalog
@@ -176,15 +177,9 @@ class InteractiveTransaction:
         doomed: list[str] = []
         more = True
         while more:
-            page = yield from self.scan_page(
-                collection,
-                after=doomed[-1] if doomed else None,
-                limit=_DELETE_WHERE_PAGE,
-                where=where,
-                where_document=where_document,
-                with_payloads=False,
-                deadline=deadline,
-            )
+            after = doomed[-1] if doomed else None
+            wanted = ScanOptions(after, _DELETE_WHERE_PAGE, where, where_document, with_payloads=False)
+            page = yield from self.scan_page(collection, wanted, deadline=deadline)
             doomed.extend(page.rows.ids)
             more = page.more
         buffer.delete(doomed, self._committed_as(collection))
@@ -296,40 +291,22 @@ class InteractiveTransaction:
         return (yield from search_buffered(self._router, buffer, queries, wanted, self._at(deadline)))
 
     def scan_page(
-        self,
-        collection: str,
-        *,
-        after: str | None = None,
-        limit: int = 1000,
-        where: Filter | None = None,
-        where_document: DocumentFilter | None = None,
-        with_payloads: bool = True,
-        with_vectors: bool = False,
-        deadline: float | None = None,
+        self, collection: str, wanted: ScanOptions = DEFAULT_PAGE, *, deadline: float | None = None
     ) -> Flow[RowsReply]:
-        """Return up to ``limit`` records after ``after`` in id order, own writes included."""
+        """Return one page of records in id order, own writes included."""
         buffer = yield from self._buffer(collection, deadline)
-        own, own_reach = buffer.page(after, limit, where, where_document)
-        own_rows = buffer.rows(own, with_payloads=with_payloads, with_vectors=with_vectors)
+        own, own_reach = buffer.page(wanted.after, wanted.limit, wanted.where, wanted.where_document)
+        own_rows = buffer.rows(own, with_payloads=wanted.with_payloads, with_vectors=wanted.with_vectors)
         if buffer.made_here:
-            return RowsReply(self._snapshot(), *merge_pages([(own_rows, own_reach)], limit))
+            return RowsReply(self._snapshot(), *merge_pages([(own_rows, own_reach)], wanted.limit))
         while True:
-            page = yield from self._router.scan_page(
-                buffer.schema.name,
-                after=after,
-                limit=limit,
-                where=where,
-                where_document=where_document,
-                with_payloads=with_payloads,
-                with_vectors=with_vectors,
-                options=self._at(deadline),
-            )
+            page = yield from self._router.scan_page(buffer.schema.name, wanted, self._at(deadline))
             theirs = [row for row, record_id in enumerate(page.rows.ids) if record_id not in buffer]
             reach = page.rows.ids[-1] if page.more else None
-            rows, more = merge_pages([(take_rows(page.rows, theirs), reach), (own_rows, own_reach)], limit)
+            rows, more = merge_pages([(take_rows(page.rows, theirs), reach), (own_rows, own_reach)], wanted.limit)
             if rows.ids or not more:
                 return RowsReply(page.snapshot, rows, more)
-            after = reach  # all of that page was replaced or deleted here
+            wanted = msgspec.structs.replace(wanted, after=reach)  # all of that page was replaced or deleted here
 
     def count(
         self,

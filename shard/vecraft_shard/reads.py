@@ -40,6 +40,7 @@ from vecraft_data_model.messages import (
     WordsReply,
 )
 from vecraft_data_model.payload import metadata_of
+from vecraft_data_model.scan_options import ScanOptions
 from vecraft_data_model.schema import CollectionSchema
 from vecraft_data_model.search_options import SearchOptions
 from vecraft_data_model.validation import MAX_NORM_SQUARED, as_matrix
@@ -322,17 +323,19 @@ def _count(collection: Collection, request: Count, snapshot: int) -> CountReply:
 
 
 def _scan(collection: Collection, request: Scan, snapshot: int) -> RowsReply:
-    if request.limit < 1:
-        raise InvalidDataException(f"limit must be at least 1, got {request.limit}")
-    wanted = request.limit + 1
-    matching = _matching(collection, request, snapshot)
+    page = request.options
+    if page.limit < 1:
+        raise InvalidDataException(f"limit must be at least 1, got {page.limit}")
+    wanted = page.limit + 1
+    matching = _matching(collection, page, snapshot)
     if matching is None or matching.count**2 > wanted * collection.versions.rows:
-        rows = _first_by_walk(collection, request.after, snapshot, wanted, matching)
+        rows = _first_by_walk(collection, page.after, snapshot, wanted, matching)
     else:
-        rows = _first_by_sort(collection, request.after, snapshot, wanted, matching)
-    page = rows[: request.limit]
-    found = collection.rows_of(page, with_payloads=request.with_payloads, with_vectors=request.with_vectors)
-    return RowsReply(snapshot, found, more=len(rows) > request.limit)
+        rows = _first_by_sort(collection, page.after, snapshot, wanted, matching)
+    found = collection.rows_of(
+        rows[: page.limit], with_payloads=page.with_payloads, with_vectors=page.with_vectors
+    )
+    return RowsReply(snapshot, found, more=len(rows) > page.limit)
 
 
 def _first_by_walk(
@@ -362,9 +365,9 @@ def _first_by_sort(
     return nsmallest(wanted, visible, key=ids.__getitem__)
 
 
-def _matching(collection: Collection, request: Count | Scan, snapshot: int) -> RowSet | None:
-    matching = collection.matching(request.where, request.where_document)
-    if collection.integrity.payloads and request.where_document is not None:
+def _matching(collection: Collection, filters: Count | ScanOptions, snapshot: int) -> RowSet | None:
+    matching = collection.matching(filters.where, filters.where_document)
+    if collection.integrity.payloads and filters.where_document is not None:
         collection.integrity.refuse_texts(snapshot)
     return matching
 

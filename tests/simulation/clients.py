@@ -28,6 +28,7 @@ from vecraft_data_model.messages import (
     Put,
     SetAlias,
 )
+from vecraft_data_model.scan_options import ScanOptions
 from vecraft_router import Commit, Flow, InteractiveTransaction, ReadOptions, Router
 
 
@@ -180,6 +181,6 @@ class Client(WritingClient):
         if rows.payloads != [payload]:
             self._world.history.problem(f"a transaction did not see its own write of {key}")
         count = (yield from txn.count(LISTS)).count
-        page = yield from txn.scan_page(LISTS, limit=100)
+        page = yield from txn.scan_page(LISTS, ScanOptions(limit=100))
         if count != len(page.rows.ids) or key not in page.rows.ids:
             self._world.history.problem(f"a transaction counts {count} records and scans {page.rows.ids}")

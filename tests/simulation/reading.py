@@ -19,6 +19,7 @@ from vecraft_data_model.errors import (
     VecraftError,
 )
 from vecraft_data_model.messages import Float32Array, Rows
+from vecraft_data_model.scan_options import ScanOptions
 from vecraft_data_model.search_options import SearchOptions
 from vecraft_data_model.text_ranking import TextQuery
 from vecraft_router import Bounded, Flow, ReadOptions, Router
@@ -161,10 +162,7 @@ class ReadingClient(Caller):
             flow = partial(
                 Router.scan_page,
                 collection=name,
-                after=after,
-                limit=limit,
-                where=where,
-                where_document=where_document,
+                wanted=ScanOptions(after, limit, where, where_document),
                 options=options,
             )
             page = yield from self._recorded(operation, "scan", name, options, (after, limit, group), flow)

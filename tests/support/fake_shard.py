@@ -403,10 +403,11 @@ class FakeShard:
                     {"plan": "exact"} if options.explain else None,
                 )
             case Scan():
-                alive = self._matching(name, snapshot, request.where, request.where_document)
-                alive = [item for item in alive if item[0] > (request.after or "")]
-                rows = _rows(alive[: request.limit], request.with_payloads, request.with_vectors)
-                return RowsReply(snapshot, rows, len(alive) > request.limit)
+                page = request.options
+                alive = self._matching(name, snapshot, page.where, page.where_document)
+                alive = [item for item in alive if item[0] > (page.after or "")]
+                rows = _rows(alive[: page.limit], page.with_payloads, page.with_vectors)
+                return RowsReply(snapshot, rows, len(alive) > page.limit)
             case Count():
                 return CountReply(snapshot, len(self._matching(name, snapshot, request.where, request.where_document)))
             case CountWords():

@@ -29,6 +29,7 @@ from vecraft_cluster.host import ShardHost
 from vecraft_data_model.convert import packets_of_rows
 from vecraft_data_model.errors import StorageFailureException, StorageFullError
 from vecraft_data_model.messages import Batch, Checkpoint, CommitOne, Committed, Mutation, Refused, Scan, Transaction
+from vecraft_data_model.scan_options import ScanOptions
 from vecraft_shard.config import ShardConfig
 from vecraft_shard.disk import OsDisk
 
@@ -108,7 +109,8 @@ class Life:
 
     def read(self) -> State | None:
         """Everything that is there; None if there is no collection."""
-        answer: Any = self.open().execute(Batch([Scan(collection="c", with_vectors=True)]), 5.0).responses[0]
+        everything = Scan(collection="c", options=ScanOptions(with_vectors=True))
+        answer: Any = self.open().execute(Batch([everything]), 5.0).responses[0]
         if isinstance(answer, Refused):
             if "c" in answer.error.message and not isinstance(answer.error, StorageFailureException):
                 return None

@@ -28,6 +28,7 @@ from vecraft_data_model.messages import (
     Transaction,
 )
 from vecraft_data_model.payload import encode_payloads
+from vecraft_data_model.scan_options import ScanOptions
 from vecraft_data_model.schema import CollectionSchema
 from vecraft_data_model.search_options import SearchOptions
 from vecraft_shard.config import ShardConfig
@@ -107,7 +108,7 @@ class Bench:
 
     def scan(self, limit: int = 1000, **options: Any) -> list[str]:
         """Ids in order."""
-        reply: Any = self.ask(Scan(collection="c", limit=limit, **options))
+        reply: Any = self.ask(Scan(collection="c", options=ScanOptions(limit=limit, **options)))
         return list(reply.rows.ids)
 
 

@@ -21,6 +21,7 @@ from vecraft_data_model.messages import (
     StatusReply,
 )
 from vecraft_data_model.packets import CollectionInfo
+from vecraft_data_model.scan_options import DEFAULT_PAGE, ScanOptions
 from vecraft_data_model.search_options import SearchOptions
 from vecraft_router.options import DEFAULT_OPTIONS, ReadOptions
 from vecraft_router.results import Commit, Found, Pin
@@ -93,18 +94,9 @@ class FlowRouter(Protocol):
         ...
 
     def scan_page(
-        self,
-        collection: str,
-        *,
-        after: str | None = None,
-        limit: int = 1000,
-        where: Filter | None = None,
-        where_document: DocumentFilter | None = None,
-        with_payloads: bool = True,
-        with_vectors: bool = False,
-        options: ReadOptions = DEFAULT_OPTIONS,
+        self, collection: str, wanted: ScanOptions = DEFAULT_PAGE, options: ReadOptions = DEFAULT_OPTIONS
     ) -> Flow[RowsReply]:
-        """Return up to ``limit`` records after ``after`` in id order."""
+        """Return one page of records in id order."""
         ...
 
     def count(

@@ -34,6 +34,7 @@ from vecraft_data_model.messages import (
 )
 from vecraft_data_model.packets import CollectionInfo
 from vecraft_data_model.ports import Clock
+from vecraft_data_model.scan_options import DEFAULT_PAGE, ScanOptions
 from vecraft_data_model.schema import CollectionSchema
 from vecraft_data_model.search_options import SearchOptions
 from vecraft_data_model.text_ranking import TextStatistics
@@ -205,26 +206,17 @@ class RestRouter:
         )
 
     def scan_page(
-        self,
-        collection: str,
-        *,
-        after: str | None = None,
-        limit: int = 1000,
-        where: Filter | None = None,
-        where_document: DocumentFilter | None = None,
-        with_payloads: bool = True,
-        with_vectors: bool = False,
-        options: ReadOptions = DEFAULT_OPTIONS,
+        self, collection: str, wanted: ScanOptions = DEFAULT_PAGE, options: ReadOptions = DEFAULT_OPTIONS
     ) -> HttpFlow[RowsReply]:
-        """Return up to ``limit`` records after ``after`` in id order."""
+        """Return one page of records in id order."""
         body: dict[str, Any] = {
-            "limit": limit,
-            "include": parts(with_payloads, with_vectors),
+            "limit": wanted.limit,
+            "include": parts(wanted.with_payloads, wanted.with_vectors),
             "format": "columns",
-            **filters(where, where_document),
+            **filters(wanted.where, wanted.where_document),
         }
-        if after is not None:
-            body["after"] = after
+        if wanted.after is not None:
+            body["after"] = wanted.after
         data = yield from self._read("POST", f"/collections/{quoted(collection)}/scan", body, options)
         return RowsReply(data["snapshot"], rows_from_columns(data["rows"]), data["more"])
 

@@ -19,6 +19,7 @@ import msgspec
 from vecraft_data_model.convert import packets_of_rows
 from vecraft_data_model.errors import InvalidDataException
 from vecraft_data_model.packets import DataPacket
+from vecraft_data_model.scan_options import ScanOptions
 from vecraft_data_model.schema import validate_name
 from vecraft_data_model.search_options import check_include
 from vecraft_data_model.validation import check_limit, check_timeout
@@ -62,10 +63,13 @@ class ScanPager:
         self._router = router
         self._tokens = tokens
         self._collection = validate_name(collection)
-        self._where = parse_filter(where)
-        self._where_document = parse_document_filter(where_document)
-        self._filters = _digest(self._where, self._where_document)
         self._parts = check_include(include)
+        self._page = ScanOptions(
+            where=parse_filter(where),
+            where_document=parse_document_filter(where_document),
+            with_vectors="vector" in self._parts,
+        )
+        self._filters = _digest(self._page.where, self._page.where_document)
         self._remaining = check_limit(limit)
         self._options = options
         self._pinned = pinned
@@ -87,15 +91,8 @@ class ScanPager:
             options = msgspec.structs.replace(self._options, deadline=deadline)
         else:
             options = ReadOptions(as_of=self.snapshot, deadline=deadline)
-        reply = yield from self._router.scan_page(
-            self._collection,
-            after=self._after,
-            limit=rows,
-            where=self._where,
-            where_document=self._where_document,
-            with_vectors="vector" in self._parts,
-            options=options,
-        )
+        page = msgspec.structs.replace(self._page, after=self._after, limit=rows)
+        reply = yield from self._router.scan_page(self._collection, page, options)
         if self.snapshot not in (None, reply.snapshot):
             raise InvalidDataException(
                 f"this cursor goes on at snapshot {self.snapshot}, but this view reads at {reply.snapshot}"

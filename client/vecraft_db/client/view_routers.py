@@ -26,6 +26,7 @@ from vecraft_data_model.messages import (
     RowsReply,
 )
 from vecraft_data_model.packets import CollectionInfo, CommitResult
+from vecraft_data_model.scan_options import DEFAULT_PAGE, ScanOptions
 from vecraft_data_model.search_options import SearchOptions
 from vecraft_db.client.engine import Flow, FlowRouter
 from vecraft_router.options import DEFAULT_OPTIONS, ReadOptions
@@ -120,28 +121,10 @@ class TransactionRouter:
         return self.transaction.search(collection, queries, wanted, deadline=self._until(options))
 
     def scan_page(
-        self,
-        collection: str,
-        *,
-        after: str | None = None,
-        limit: int = 1000,
-        where: Filter | None = None,
-        where_document: DocumentFilter | None = None,
-        with_payloads: bool = True,
-        with_vectors: bool = False,
-        options: ReadOptions = DEFAULT_OPTIONS,
+        self, collection: str, wanted: ScanOptions = DEFAULT_PAGE, options: ReadOptions = DEFAULT_OPTIONS
     ) -> Flow[RowsReply]:
         """As the router's, own writes included."""
-        return self.transaction.scan_page(
-            collection,
-            after=after,
-            limit=limit,
-            where=where,
-            where_document=where_document,
-            with_payloads=with_payloads,
-            with_vectors=with_vectors,
-            deadline=self._until(options),
-        )
+        return self.transaction.scan_page(collection, wanted, deadline=self._until(options))
 
     def count(
         self,
@@ -217,31 +200,11 @@ class SnapshotRouter:
         return (yield from self._router.search(collection, queries, wanted, at))
 
     def scan_page(
-        self,
-        collection: str,
-        *,
-        after: str | None = None,
-        limit: int = 1000,
-        where: Filter | None = None,
-        where_document: DocumentFilter | None = None,
-        with_payloads: bool = True,
-        with_vectors: bool = False,
-        options: ReadOptions = DEFAULT_OPTIONS,
+        self, collection: str, wanted: ScanOptions = DEFAULT_PAGE, options: ReadOptions = DEFAULT_OPTIONS
     ) -> Flow[RowsReply]:
         """As the router's."""
         at = yield from self._at(options)
-        return (
-            yield from self._router.scan_page(
-                collection,
-                after=after,
-                limit=limit,
-                where=where,
-                where_document=where_document,
-                with_payloads=with_payloads,
-                with_vectors=with_vectors,
-                options=at,
-            )
-        )
+        return (yield from self._router.scan_page(collection, wanted, at))
 
     def count(
         self,

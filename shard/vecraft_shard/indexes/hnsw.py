@@ -25,8 +25,8 @@ from __future__ import annotations
 
 import errno
 import os
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from functools import lru_cache
 from pathlib import Path
 
@@ -172,8 +172,7 @@ class HnswIndex:
             StorageFailureException: The disk failed.
         """
         file, size = Path(path), self._index.index_file_size()
-        whole = _beside(file)
-        try:
+        with _beside(file) as whole:
             self._index.save_index(os.fspath(whole))
             written = whole.stat().st_size
             if written != size:  # hnswlib does not look whether it could write it
@@ -181,10 +180,6 @@ class HnswIndex:
             if not pack(whole, file, self.dim):
                 whole.replace(file)
             return _digest(file, sync=True)
-        except OSError as error:
-            raise failure("write", file, error) from error
-        finally:
-            whole.unlink(missing_ok=True)
 
     def load(
         self, path: str | Path, checksum: int, count: int, vectors: Callable[[int, int], npt.NDArray[np.floating]]
@@ -204,17 +199,12 @@ class HnswIndex:
         """
         file = Path(path)
         verify_saved(file, checksum)
-        whole = _beside(file)
-        try:
+        with _beside(file) as whole:
             if is_packed(file):
                 unpack(file, whole, self.dim, lambda first, last: self._as_held(vectors(first, last)))
                 index = self._read(whole, count)
             else:
                 index = self._read(file, count)
-        except OSError as error:
-            raise failure("write", whole, error) from error
-        finally:
-            whole.unlink(missing_ok=True)
         self._index, self.count = index, count
         self._configure()
 
@@ -323,9 +313,17 @@ def verify_saved(path: Path, checksum: int) -> None:
         )
 
 
-def _beside(path: Path) -> Path:
-    """Where hnswlib's own form of a saved graph is written."""
-    return path.with_name(f"{path.name}.whole")
+@contextmanager
+def _beside(path: Path) -> Iterator[Path]:
+    """Where hnswlib's own form of a saved graph is written; removed in the end. Raises what a failing disk means."""
+    whole = path.with_name(f"{path.name}.whole")
+    try:
+        try:
+            yield whole
+        finally:
+            whole.unlink(missing_ok=True)
+    except OSError as error:
+        raise failure("write or remove", whole, error) from error
 
 
 def _digest(path: Path, sync: bool = False) -> int:

@@ -38,6 +38,7 @@ from vecraft_data_model.messages import (
     StatusReply,
 )  # fmt: skip
 from vecraft_data_model.placement import initial_map
+from vecraft_data_model.scan_options import ScanOptions
 from vecraft_data_model.search_options import INCLUDABLE, SearchOptions
 from vecraft_router import Bounded, ReadOptions
 from vecraft_router.effects import Ask, Effect, Flow, Sleep
@@ -112,7 +113,7 @@ def test_pages_make_up_the_whole(limit: int, shards: int) -> None:
     seen: list[str] = []
     more, after, options = True, None, ReadOptions()
     while more:
-        page = bench.run(bench.router.scan_page("things", after=after, limit=limit, options=options))
+        page = bench.run(bench.router.scan_page("things", ScanOptions(after, limit), options))
         assert len(page.rows.ids) == limit or not page.more
         seen += page.rows.ids
         more, after, options = page.more, page.rows.ids[-1], ReadOptions(as_of=page.snapshot)
@@ -120,8 +121,8 @@ def test_pages_make_up_the_whole(limit: int, shards: int) -> None:
 
 
 def test_a_page_asks_for_little_more_than_it_needs(bench: Workbench) -> None:
-    bench.run(bench.router.scan_page("things", limit=60))
-    asked = [request.limit for _, request in bench.asked if isinstance(request, Scan)]
+    bench.run(bench.router.scan_page("things", ScanOptions(limit=60)))
+    asked = [request.options.limit for _, request in bench.asked if isinstance(request, Scan)]
     assert sum(asked[:3]) < 2 * 60 and len(asked) <= 5
 
 
@@ -129,7 +130,7 @@ def test_a_page_of_uneven_shards(bench: Workbench) -> None:
     """All first ids on one shard: the others have to be held back until that one has caught up."""
     early = bench.ids_on(1, 130, prefix="a")
     bench.run(bench.router.commit([bench.put(*early)]))
-    page = bench.run(bench.router.scan_page("things", limit=len(early) + 10, where=None))
+    page = bench.run(bench.router.scan_page("things", ScanOptions(limit=len(early) + 10)))
     assert page.rows.ids == sorted([*early, *IDS])[: len(early) + 10] and page.more
 
 
@@ -377,7 +378,7 @@ def test_a_scan_survives_a_change_of_the_map(bench: Workbench) -> None:
                 each.map_epoch = 2
 
     bench.fault = move
-    page = bench.run(bench.router.scan_page("things", limit=100))
+    page = bench.run(bench.router.scan_page("things", ScanOptions(limit=100)))
     assert bench.router.state.cluster_map.epoch == 2 and page.rows.ids == sorted([*early, *IDS])[:100]
     assert len({request.snapshot for _, request in bench.asked if isinstance(request, Scan)}) == 1
 

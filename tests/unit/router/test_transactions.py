@@ -23,6 +23,7 @@ from vecraft_data_model.errors import (
 from vecraft_data_model.filters import parse_where, parse_where_document
 from vecraft_data_model.messages import CommitOne, Delete, Prepare, Rows, SetAlias
 from vecraft_data_model.payload import decode_payload, verify_payloads
+from vecraft_data_model.scan_options import ScanOptions
 from vecraft_data_model.search_options import INCLUDABLE, SearchOptions
 from vecraft_router.write_buffer import WriteBuffer
 
@@ -181,7 +182,7 @@ def test_scan_lays_own_writes_over(bench: Workbench, limit: int) -> None:
         more = True
         while more:
             after = seen[-1] if seen else None
-            page = bench.run(txn.scan_page("things", after=after, limit=limit, where=where))
+            page = bench.run(txn.scan_page("things", ScanOptions(after, limit, where)))
             assert len(page.rows.ids) <= limit and (page.rows.ids or not page.more)
             seen += page.rows.ids
             more = page.more
@@ -200,9 +201,9 @@ def test_a_page_of_a_scan_costs_what_is_on_it(bench: Workbench, monkeypatch: pyt
         return rows(self, ids, **parts)
 
     monkeypatch.setattr(WriteBuffer, "rows", counted)
-    page = bench.run(txn.scan_page("things", limit=50))
+    page = bench.run(txn.scan_page("things", ScanOptions(limit=50)))
     assert (page.rows.ids, page.more) == ([*IDS, *(f"s{number:03}" for number in range(10))], True)
-    page = bench.run(txn.scan_page("things", after="s249", limit=50, where=parse_where({"value": 2})))
+    page = bench.run(txn.scan_page("things", ScanOptions("s249", 50, parse_where({"value": 2}))))
     assert (page.rows.ids, page.more) == ([f"s{number:03}" for number in range(250, 300)], False)
     assert sizes == [50, 50]
 
@@ -217,7 +218,7 @@ def test_count_with_documents(bench: Workbench) -> None:
     bench.run(txn.delete(Delete("things", ["d1"])))
     about = parse_where_document({"$contains": "about d"})
     assert bench.run(txn.count("things", where_document=about)).count == 2
-    assert bench.run(txn.scan_page("things", where_document=about)).rows.ids == ["d2", "d3"]
+    assert bench.run(txn.scan_page("things", ScanOptions(where_document=about))).rows.ids == ["d2", "d3"]
 
 
 def test_delete_where_sees_own_writes(bench: Workbench) -> None:

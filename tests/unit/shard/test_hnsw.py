@@ -15,6 +15,7 @@ import xxhash
 from vecraft_data_model.errors import (
     CorruptionError,
     InvalidDataException,
+    StorageFailureException,
     StorageFullError,
     UnsupportedMetricException,
 )
@@ -215,6 +216,30 @@ def test_a_disk_without_room_for_hnswlibs_form_is_said_to_be_full(
     with pytest.raises(StorageFullError):
         index.save(path)
     assert loaded.count == 0 and not (tmp_path / "graph.whole").exists()
+
+
+@pytest.mark.parametrize(("code", "kind"), [(errno.EIO, StorageFailureException), (errno.ENOSPC, StorageFullError)])
+def test_a_disk_that_does_not_remove_hnswlibs_form_is_said_to_have_failed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, code: int, kind: type[StorageFailureException]
+) -> None:
+    data, index = vectors(300), HnswIndex(DIM, "l2")
+    index.add(data)
+    path = tmp_path / "graph"
+    checksum = index.save(path)
+
+    def stuck(file: Path, missing_ok: bool = False) -> None:
+        raise OSError(code, "it stays", str(file))
+
+    monkeypatch.setattr(Path, "unlink", stuck)
+    loaded = HnswIndex(DIM, "l2")
+    for attempt in (
+        lambda: index.save(tmp_path / "another"),
+        lambda: loaded.load(path, checksum, 300, lambda first, last: data[first:last]),
+    ):
+        with pytest.raises(StorageFailureException, match=r"\.whole: it stays") as caught:
+            attempt()
+        assert type(caught.value) is kind
+    assert loaded.count == 0
 
 
 def test_threads_that_ask_for_different_depths_get_them() -> None:

@@ -26,6 +26,7 @@ from vecraft_data_model.messages import (
     Search,
     Status,
 )
+from vecraft_data_model.scan_options import ScanOptions
 from vecraft_data_model.search_options import SearchOptions
 from vecraft_data_model.text_ranking import TextQuery
 from vecraft_shard import integrity
@@ -136,8 +137,9 @@ def test_a_graph_can_be_built_over_a_damaged_vector(bench: Bench) -> None:
 def test_a_damaged_text_refuses_full_text_until_it_is_deleted(bench: Bench) -> None:
     while_closed(bench, flip_text("r3"))
     condition = parse_where_document({"$contains": "text"})  # longer than a trigram: found texts are looked at
-    for request in (Count, Scan):
-        assert refusal(bench, request(collection="c", where_document=condition)) == "r3"
+    count = Count(collection="c", where_document=condition)
+    for request in (count, Scan(collection="c", options=ScanOptions(where_document=condition))):
+        assert refusal(bench, request) == "r3"
     assert refusal(bench, search(where_document=condition)) == "r3"
     assert refusal(bench, search(where_document=parse_where_document({"$not_contains": "text r3"}))) == "r3"
     assert bench.count(where=parse_where({"v": 0})) == 12

@@ -11,6 +11,7 @@ from starlette.responses import Response
 
 from vecraft_data_model.errors import InvalidDataException, RecordNotFoundError
 from vecraft_data_model.messages import Delete, Mutation, Put
+from vecraft_data_model.scan_options import ScanOptions
 from vecraft_data_model.schema import validate_name
 from vecraft_data_model.validation import check_expect, check_integer, check_record_id, check_record_ids, check_txn_id
 from vecraft_router.gateway import cursors
@@ -149,18 +150,10 @@ class _Records:
                 )
             after = cursor.after
             options = ReadOptions(as_of=cursor.snapshot, min_ts=options.min_ts, deadline=options.deadline)
-        reply = await self._gateway.run(
-            self._gateway.router.scan_page(
-                name,
-                after=after,
-                limit=limit,
-                where=where,
-                where_document=where_document,
-                with_payloads=include.payload or include.vector,
-                with_vectors=include.vector,
-                options=options,
-            )
+        wanted = ScanOptions(
+            after, limit, where, where_document, include.payload or include.vector, with_vectors=include.vector
         )
+        reply = await self._gateway.run(self._gateway.router.scan_page(name, wanted, options))
         following = None
         if reply.more and reply.rows.ids:
             following = cursors.seal(

@@ -17,6 +17,7 @@ from vecraft_data_model.errors import InvalidDataException, OverloadedError, Tsn
 from vecraft_data_model.filters import values_at
 from vecraft_data_model.messages import Rows, StatusReply
 from vecraft_data_model.payload import metadata_of
+from vecraft_data_model.scan_options import ScanOptions
 from vecraft_data_model.schema import validate_name
 from vecraft_data_model.validation import check_record_ids
 from vecraft_router.gateway.body import read_as
@@ -155,7 +156,7 @@ class _Service:
             got = await self._gateway.run(self._gateway.router.get(name, ids, call.options()))
             return got.rows
         page = await self._gateway.run(
-            self._gateway.router.scan_page(name, limit=limit, with_vectors=True, options=call.options())
+            self._gateway.router.scan_page(name, ScanOptions(limit=limit, with_vectors=True), call.options())
         )
         if page.more:
             raise _too_many(None, limit)
