@@ -9,8 +9,8 @@ hnswlib takes its memory itself and does not say where it lies. But the kernel t
    Linux 6.1; about a millisecond for each huge page). A graph that was loaded or moved has small ones.
 
 If another thread maps as much at the same moment, that is advised, too, which does no harm. Room that the allocator had
-left over is not recognised, and stays as it is. Where huge pages are switched off for the whole machine, or there is no
-such advice, nothing happens.
+left over is not recognised, and stays as it is. Where huge pages are off for the whole machine, there is no such
+advice, or nobody tells what is mapped, nothing happens.
 """
 
 from __future__ import annotations
@@ -50,11 +50,13 @@ class HugePages:
         if size < WORTH_BYTES or not _available():
             yield
             return
-        before = mapped(_MAPS.read_text(encoding="ascii", errors="replace"))
-        yield
-        after = mapped(_MAPS.read_text(encoding="ascii", errors="replace"))
+        before = _told(_MAPS)
         self._small = []
-        for first, last in appeared(before, after):
+        yield
+        after = _told(_MAPS)
+        if not before or not after:
+            return
+        for first, last in appeared(mapped(before), mapped(after)):
             if last - first >= WORTH_BYTES and _advise(first, last, mmap.MADV_HUGEPAGE):
                 begin = -(-first // PAGE_BYTES) * PAGE_BYTES
                 self._small += [(at, at + PAGE_BYTES) for at in range(begin, last - PAGE_BYTES + 1, PAGE_BYTES)]
@@ -103,7 +105,15 @@ def appeared(before: Sequence[Span], after: Sequence[Span]) -> list[Span]:
 @lru_cache(maxsize=1)
 def _available() -> bool:
     """Whether there is such advice here, and the machine's administrator has not switched huge pages off."""
-    return sys.platform == "linux" and _SWITCH.exists() and "[never]" not in _SWITCH.read_text(encoding="ascii")
+    return sys.platform == "linux" and "[never]" not in (_told(_SWITCH) or "[never]")
+
+
+def _told(path: Path) -> str:
+    """What the kernel says there; nothing where it does not, as in a sandbox, or without a file descriptor to spare."""
+    try:
+        return path.read_text(encoding="ascii", errors="replace")
+    except OSError:
+        return ""
 
 
 @lru_cache(maxsize=1)

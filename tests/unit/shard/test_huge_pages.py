@@ -150,3 +150,30 @@ def test_the_administrator_s_switch_counts(monkeypatch: pytest.MonkeyPatch, tmp_
     assert not available()
     switch.write_text("always [madvise] never\n", encoding="ascii")
     assert available() == (sys.platform == "linux")
+
+
+def test_a_kernel_that_tells_nothing_leaves_graphs_as_they_are(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As where ``/proc`` is missing or may not be read, or all file descriptors are in use: a directory is no file."""
+    vectors = np.random.default_rng(4).normal(size=(4200, 256)).astype(np.float32)
+    graph = HnswIndex(256, "l2", M=8, ef_construction=10)
+    monkeypatch.setattr(huge_pages, "_MAPS", tmp_path)
+    monkeypatch.setattr(huge_pages, "_available", lambda: True)
+    graph.add(vectors)
+    checksum = graph.save(tmp_path / "graph")
+    graph.load(tmp_path / "graph", checksum, len(vectors), lambda first, last: vectors[first:last])
+    assert graph.count == len(vectors) and not graph.pages.exchange_one()
+
+
+@pytest.mark.parametrize(
+    ("switch", "expected"), [(None, False), ("always madvise [never]\n", False), ("always [madvise] never\n", True)]
+)
+def test_advice_is_given_where_the_machine_takes_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, switch: str | None, expected: bool
+) -> None:
+    file = tmp_path / "enabled"
+    file.mkdir() if switch is None else file.write_text(switch)
+    monkeypatch.setattr(huge_pages, "_SWITCH", file)
+    available = huge_pages._available.__wrapped__  # without what it remembers
+    assert available() == (expected and sys.platform == "linux")
