@@ -138,6 +138,10 @@ class Checkpointer:
 
     def _cut(self) -> _Cut:
         state = self._state
+        if state.half_applied is not None:  # known only now: the one who failed had the latch before
+            raise StorageFailureException(
+                f"the shard must be opened again: something that was written is not applied ({state.half_applied})"
+            ) from state.half_applied
         lsn = state.wal.next_lsn - 1
         state.wal.rotate()
         changed = []

@@ -70,6 +70,7 @@ class ShardState:
         retired: Collections, or generations of them, that the next checkpoint removes.
         shadows: Next generations being filled by a compaction.
         unacknowledged: Transactions that this shard, as their primary, still has to tell others about.
+        half_applied: What came between writing something to the log and having applied it; None: nothing did.
     """
 
     shard_id: int
@@ -102,6 +103,7 @@ class ShardState:
     syncs: int = 0
     sync_seconds: float = 0.0
     recoveries: int = 0
+    half_applied: BaseException | None = None
     admission: Admission = field(init=False)
     _graph_latches: dict[str, Latch] = field(default_factory=dict)
 

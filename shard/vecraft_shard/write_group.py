@@ -79,15 +79,19 @@ class WriteGroup:
         entries, self._entries = self._entries, []
         self._ids, self._catalog = set(), False
         if entries:
-            entries = self._written(self._with_room(entries), now_ms)
-        if not entries:
-            return
-        self._state.wrote_at_ms = now_ms
+            entries = self._with_room(entries)
         try:
+            entries = self._written(entries, now_ms)
+            if not entries:
+                return
+            self._state.wrote_at_ms = now_ms
             with self._state.latch.exclusive():
                 for entry in entries:
                     entry.finish()
-        except StorageFullError as error:
+        except BaseException as error:
+            self._state.half_applied = error
+            if not isinstance(error, StorageFullError):
+                raise
             # The log has it: whoever takes this for a refusal would be wrong.
             raise StorageFailureException(f"written, but not applied yet: {error.message}", **error.details) from error
 
