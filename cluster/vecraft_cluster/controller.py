@@ -257,11 +257,26 @@ class ControllerActor:
     # ------------------------------------------------------------------------------------------ supervision
 
     def _supervise(self) -> None:
-        while not self._stop.wait(self._interval_s()):
+        while self._pause():
             try:
                 self._look_around()
             except Exception:  # the supervisor must outlive whatever Ray comes up with; it is logged and tried again
                 logger.exception("supervision failed; trying again")
+
+    def _pause(self) -> bool:
+        """Wait until it is time for the next look around; whether there is to be one."""
+        interval_s, began = self._interval_s(), time.monotonic()
+        if self._stop.wait(interval_s):
+            return False
+        self._excuse(time.monotonic() - began, interval_s)
+        return True
+
+    def _excuse(self, took_s: float, planned_s: float) -> None:
+        """See whether this process stood still while it waited: then what was not heard meanwhile says nothing."""
+        late_s = took_s - planned_s
+        if late_s > planned_s:
+            for ward in self._wards:
+                ward.seen += late_s
 
     def _look_around(self) -> None:
         """Ping every actor at once, then act on what came back and what did not.
@@ -280,11 +295,7 @@ class ControllerActor:
             return
         patience_s, began = self._interval_s(), time.monotonic()
         ready, silent = ray.wait(list(asked), num_returns=len(asked), timeout=patience_s)
-        late_s = time.monotonic() - began - patience_s
-        if late_s > patience_s:
-            # This process stood still, and has not listened meanwhile: what it did not hear then says nothing.
-            for ward in self._wards:
-                ward.seen += late_s
+        self._excuse(time.monotonic() - began, patience_s)
         for ref in ready:
             asked[ref].asked = None
             self._hear(asked[ref], ref)

@@ -35,6 +35,7 @@ class Machine:
         self.now = 100.0
         self.killed = 0
         self.stopped_s = 0.0  # how long the controller's process stands still, the next time that it waits
+        self.stopped_between_s = 0.0  # … the next time that it lets time pass before it looks around
 
     def monotonic(self) -> float:
         return self.now
@@ -48,6 +49,11 @@ class Machine:
         self.now = max(self.now, min(self.now + timeout, all_ready_at))
         ready = [reference for reference in references if reference.ready_at <= self.now]
         return ready, [reference for reference in references if reference not in ready]
+
+    def pass_time(self, seconds: float) -> bool:
+        """The ``wait`` of the event that says to stop, which nobody sets."""
+        self.now, self.stopped_between_s = self.now + seconds + self.stopped_between_s, 0.0
+        return False
 
     def get(self, reference: Reference, timeout: float) -> Any:
         if isinstance(reference.value, Exception):
@@ -93,10 +99,10 @@ def watch(machine: Machine, actor: Actor, seconds: float) -> _Ward:
     controller._plan = PLAN
     controller._wards = [ward]
     controller._stop = threading.Event()
+    controller._stop.wait = machine.pass_time  # type: ignore[method-assign,assignment]
     controller._state = PEOPLED
     end = machine.now + seconds
-    while machine.now < end:
-        machine.now += controller._interval_s()
+    while machine.now < end and controller._pause():
         controller._look_around()
     return ward
 
@@ -120,6 +126,19 @@ def test_a_controller_that_was_stopped_itself_takes_nobody_for_frozen(machine: M
     machine.stopped_s = 30.0
     ward = watch(machine, Actor(machine, latency_s=0.1), 60)
     assert machine.killed == 0 and ward.state == "serving"
+
+
+def test_nor_does_one_that_was_stopped_between_two_looks(machine: Machine) -> None:
+    """The answer to its next question may take longer than one look around."""
+    machine.stopped_between_s = 30.0
+    ward = watch(machine, Actor(machine, latency_s=1.5), 60)
+    assert machine.killed == 0 and ward.state == "serving"
+
+
+def test_one_that_was_stopped_between_two_looks_finds_a_frozen_actor_all_the_same(machine: Machine) -> None:
+    machine.stopped_between_s = 30.0
+    watch(machine, Actor(machine, latency_s=1e9), 30.0 + PLAN.frozen_after_s + 6)
+    assert machine.killed == 1
 
 
 def test_a_controller_that_was_stopped_finds_a_frozen_actor_all_the_same(machine: Machine) -> None:
