@@ -100,6 +100,7 @@ def _encode_asked(timeout: float, batch: Batch, inline_bytes: int) -> tuple[byte
             or (request.options is not options and request.options != options)
             or request.queries.ndim != 2
             or request.queries.shape[1] != dim
+            or request.members_of is not None
         ):
             return None
         searches.append(request)

@@ -17,7 +17,7 @@ from typing import Any
 import msgspec
 
 from vecraft_data_model.errors import VecraftError
-from vecraft_data_model.filters import DocumentFilter, Filter
+from vecraft_data_model.filters import DocumentFilter, Filter, Key
 from vecraft_data_model.scan_options import DEFAULT_PAGE, ScanOptions
 from vecraft_data_model.schema import CollectionSchema
 from vecraft_data_model.search_options import SearchOptions
@@ -207,11 +207,16 @@ class Search(ReadRequest, frozen=True, kw_only=True):
     """The nearest to each row of ``queries`` (q, dim) float32 → ``SearchReply``.
 
     With ``options.text`` there is one query, (1, dim) or, for a search by text alone, (1, 0).
+
+    Attributes:
+        members_of: With ``options.group_by``, for each query the groups to answer for, however near others are; None:
+            the nearest ``options.k``.
     """
 
     collection: str
     queries: Float32Array
     options: SearchOptions = SearchOptions()
+    members_of: tuple[frozenset[Key], ...] | None = None
 
 
 class Scan(ReadRequest, frozen=True, kw_only=True):

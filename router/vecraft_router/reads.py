@@ -29,7 +29,7 @@ from vecraft_data_model.errors import (
     ShardUnavailableError,
     VecraftError,
 )
-from vecraft_data_model.filters import And, DocumentFilter, Filter, In, Key
+from vecraft_data_model.filters import DocumentFilter, Filter, Key
 from vecraft_data_model.hlc import physical_ms, timestamp_of
 from vecraft_data_model.messages import (
     CHOOSE_SNAPSHOT,
@@ -68,7 +68,6 @@ from vecraft_router.merging import (
     merge_groups,
     merge_hits,
     merge_texts,
-    only_groups,
 )
 from vecraft_router.options import Bounded, ReadOptions
 from vecraft_router.paging import Pages
@@ -136,7 +135,7 @@ class Reader:
         if len(parts) > 1 and wanted.group_by is not None:
             found = {shard: answer.hits for shard, answer in answers.items() if isinstance(answer, SearchReply)}
             at = ReadOptions(as_of=snapshot, deadline=options.deadline)
-            hits = yield from self._merge_groups(request(None, snapshot, 0), wanted.group_by, found, at, missing)
+            hits = yield from self._merge_groups(request(None, snapshot, 0), found, at, missing)
         elif len(parts) > 1:
             hits = [merge_hits(rivals, wanted.k) for rivals in zip(*(part.hits for part in parts), strict=True)]
             if text is not None:
@@ -160,70 +159,48 @@ class Reader:
         return msgspec.structs.replace(found, hits=[joined(found.hits, text.fusion or "rrf", wanted.k)])
 
     def _merge_groups(
-        self,
-        search: Search,
-        field: str,
-        found: Mapping[int, Sequence[Hits]],
-        at: ReadOptions,
-        missing: set[int] | None,
+        self, search: Search, found: Mapping[int, Sequence[Hits]], at: ReadOptions, missing: set[int] | None
     ) -> Flow[list[Hits]]:
-        """Merge the groups of all shards, per query, and ask a shard for its members of groups that it did not name.
+        """Merge the groups of all shards, per query, and ask each shard for its members of groups it did not name.
 
         Args:
             search: What was asked.
-            field: Its ``group_by``.
             found: The answers of each shard, one per query.
             at: The snapshot they were given at, and until when to ask for more.
             missing: As for :meth:`_read`.
         """
-        wanted = search.options
-        merged = []
+        k, size = search.options.k, search.options.group_size
+        merged: list[Hits] = []
+        asked: dict[int, dict[int, frozenset[Key]]] = {}  # of a shard: for which queries, which groups
         for number in range(len(search.queries)):
             parts = {shard: hits[number] for shard, hits in found.items()}
-            groups = merge_groups(list(parts.values()), wanted.k, wanted.group_size)
-            lacking = lacking_groups(groups, parts, wanted.k) if wanted.group_size > 1 else {}
-            if lacking:
-                query = msgspec.structs.replace(search, queries=search.queries[number : number + 1])
-                more = yield from self._members_of(query, field, lacking, at, missing)
-                groups = merge_groups([groups, *more], wanted.k, wanted.group_size)
-            merged.append(groups)
-        return merged
+            merged.append(merge_groups(list(parts.values()), k, size))
+            if size > 1:
+                for shard, keys in lacking_groups(merged[-1], parts, k).items():
+                    asked.setdefault(shard, {})[number] = keys
+        if not asked:
+            return merged
 
-    def _members_of(
-        self,
-        search: Search,
-        field: str,
-        groups: Mapping[int, frozenset[Key]],
-        at: ReadOptions,
-        missing: set[int] | None,
-    ) -> Flow[list[Hits]]:
-        """Ask shards for their nearest members of groups: each for those that are given for it.
+        options = msgspec.structs.replace(search.options, explain=False)
 
-        Args:
-            search: What was asked, with one query.
-            field, at, missing: As for :meth:`_merge_groups`.
-            groups: By shard.
-        """
-        wanted = search.options
-
-        def request(keys: frozenset[Key], snapshot: int, _: int) -> Search:
-            inside: Filter = In(field, keys)
-            where = inside if wanted.where is None else And((wanted.where, inside))
-            options = msgspec.structs.replace(wanted, where=where, k=len(keys), explain=False)
-            return msgspec.structs.replace(search, snapshot=snapshot, options=options)
+        def request(groups: dict[int, frozenset[Key]], snapshot: int, _: int) -> Search:
+            queries, members_of = search.queries[list(groups)], tuple(groups.values())
+            return msgspec.structs.replace(
+                search, snapshot=snapshot, queries=queries, options=options, members_of=members_of
+            )
 
         try:
-            _, answers = yield from self._read(at, lambda _: groups, request, missing)
+            _, answers = yield from self._read(at, lambda _: asked, request, missing)
         except ShardUnavailableError:
             if missing is None:
                 raise
-            missing |= groups.keys()  # none of those that were asked again
-            return []
-        return [
-            only_groups(answer.hits[0], groups[shard])
-            for shard, answer in answers.items()
-            if isinstance(answer, SearchReply)
-        ]
+            missing |= asked.keys()  # none of those that were asked again
+            return merged
+        for shard, answer in answers.items():
+            if isinstance(answer, SearchReply):
+                for number, hits in zip(asked[shard], answer.hits, strict=True):
+                    merged[number] = merge_groups([merged[number], hits], k, size)
+        return merged
 
     def _count_words(
         self, collection: str, words: tuple[str, ...], options: ReadOptions, missing: set[int] | None

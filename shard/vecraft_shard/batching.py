@@ -24,7 +24,6 @@ import msgspec
 import numpy as np
 
 from vecraft_data_model.messages import CHOOSE_SNAPSHOT, Refused, Request, Response, Search, SearchReply
-from vecraft_data_model.search_options import SearchOptions
 
 Answer = Callable[[Request], Response]
 
@@ -58,7 +57,7 @@ def _alike(requests: Sequence[Request]) -> list[list[Placed]]:
     searches = [
         (place, request)
         for place, request in enumerate(requests)
-        if type(request) is Search and _may_share(request.options) and request.queries.ndim == 2
+        if type(request) is Search and _may_share(request) and request.queries.ndim == 2
     ]
     groups = _grouped(
         searches,
@@ -69,9 +68,9 @@ def _alike(requests: Sequence[Request]) -> list[list[Placed]]:
     return [group for group in groups if len(group) > 1]
 
 
-def _may_share(options: SearchOptions) -> bool:
-    """Whether the answer has one entry per query, and nothing that is said of all of them."""
-    return not options.explain and options.text is None
+def _may_share(search: Search) -> bool:
+    """Whether nothing but its vector is asked of a query by itself, and nothing is said of all of them."""
+    return not search.options.explain and search.options.text is None and search.members_of is None
 
 
 def _seeing_the_same(alike: Sequence[Placed], changes: Changes) -> Iterable[list[Placed]]:

@@ -8,7 +8,8 @@ record of a group says how near the group is.
    list, so a group of a million near records costs one more search and not a longer list; it ends when there are k
    groups, or nothing is left.
 2. *Members.* Groups that have not shown enough of their records by then are searched together, by themselves, until
-   each has; those that have drop out, and the list grows each time.
+   each has; those that have drop out, and the list grows each time. A request with ``members_of`` is answered by this
+   step alone.
 
 Which group a record is of comes from the index of the field. With ``exact`` every list is exact, and so is the answer;
 otherwise its recall is the search's own.
@@ -31,7 +32,7 @@ import numpy.typing as npt
 from vecraft_data_model.filters import And, Exists, Filter, Key, values_at
 from vecraft_data_model.messages import Float32Array, Search
 from vecraft_shard.indexes.metadata import MetadataIndex
-from vecraft_shard.indexes.postings import HASHED, hashed_key
+from vecraft_shard.indexes.postings import HASHED, as_hashed, hashed_key
 from vecraft_shard.indexes.rowset import RowSet
 from vecraft_shard.indexes.tail import Found
 from vecraft_shard.planner import Costs
@@ -93,7 +94,10 @@ class _GroupSearch:
         self.explain: dict[str, Any] = {}
 
     def answers(self, threads: int) -> list[Grouped]:
-        """Return the members of the nearest groups of each query, nearest first."""
+        """Return the members of the nearest groups of each query, or of those that are named, nearest first."""
+        named = self._request.members_of
+        if named is not None:
+            return [self._named(query, keys) for query, keys in zip(self._request.queries, named, strict=True)]
         size = self._list_size(self._k)
         options = msgspec.structs.replace(self._request.options, k=size, group_by=None, group_size=1)
         everything = self._candidates.count == self._view.rows
@@ -119,6 +123,11 @@ class _GroupSearch:
         short = {key for key in nearest if len(groups[key]) < self._per_group}
         self._complete(query, groups, short - fresh.keys() if whole else short)
         return self._columns([(member, key) for key in nearest for member in groups[key][: self._per_group]])
+
+    def _named(self, query: Float32Array, keys: Collection[Key]) -> Grouped:
+        groups: dict[Key, list[_Member]] = {as_hashed(key): [] for key in keys}
+        self._complete(query, groups, set(groups))
+        return self._columns([(member, key) for key in groups for member in groups[key][: self._per_group]])
 
     def _complete(self, query: Float32Array, groups: dict[Key, list[_Member]], short: set[Key]) -> None:
         """Find more members of groups that have too few."""

@@ -365,7 +365,11 @@ def _cut(
 
 def hashed_key(value: Any) -> Key:
     """Return the key of a JSON value; that of a list or an object is ``(HASHED, its fingerprint)``."""
-    key = key_of(value)
+    return as_hashed(key_of(value))
+
+
+def as_hashed(key: Key) -> Key:
+    """Return a filter's key as :func:`hashed_key` returns it for that value."""
     return (HASHED, _fingerprint(key)) if key[0] in (LIST, DICT) else key
 
 

@@ -15,7 +15,18 @@ from vecraft_cluster.codec import INLINE_BYTES, decode, encode, pack, unpack
 from vecraft_cluster.filter_codec import read_document, read_where
 from vecraft_cluster.wire import Frame
 from vecraft_data_model.errors import InvalidDataException
-from vecraft_data_model.filters import DICT, INSTANT, LIST, NULL, NUMBER, STRING, In, parse_where, parse_where_document
+from vecraft_data_model.filters import (
+    DICT,
+    INSTANT,
+    LIST,
+    NULL,
+    NUMBER,
+    STRING,
+    In,
+    key_of,
+    parse_where,
+    parse_where_document,
+)
 from vecraft_data_model.messages import Batch, BatchReply, Count, Hits, Refused, Search, SearchReply
 from vecraft_data_model.search_options import SearchOptions
 from vecraft_data_model.text_ranking import TextQuery, TextStatistics
@@ -98,6 +109,7 @@ def test_what_does_not_fit_is_pickled_and_arrives_too() -> None:
         (1.0, Batch([one, replaced(one, options=SearchOptions(k=11))])),
         (1.0, Batch([one, replaced(one, queries=np.zeros((1, 5), np.float32))])),
         (1.0, Batch([replaced(one, queries=np.zeros(4, np.float32))])),
+        (1.0, Batch([replaced(one, members_of=(frozenset([key_of(1)]),))])),
         (1.0, Batch([replaced(one, queries=np.zeros((1, 4), np.float64))])),
         BatchReply([SearchReply(1, [Hits(["a"], [0.0], None, np.ones((1, 4), np.float32))])]),
         BatchReply([SearchReply(1, [Hits(["a"], [0.0], scores=[1.0])])]),
@@ -124,7 +136,7 @@ def test_what_does_not_fit_is_pickled_and_arrives_too() -> None:
 def test_the_form_knows_every_field() -> None:
     """A field that is added has to be added there, too, or be refused by it, like those of options."""
     assert Batch.__struct_fields__ == ("requests", "clock", "map_epoch", "sent_ms")
-    assert set(Search.__struct_fields__) == {"snapshot", "min_ts", "collection", "queries", "options"}
+    assert set(Search.__struct_fields__) == {"snapshot", "min_ts", "collection", "queries", "options", "members_of"}
     assert BatchReply.__struct_fields__ == ("responses", "clock", "now_ms", "sent_ms")
     assert SearchReply.__struct_fields__ == ("snapshot", "hits", "explain", "statistics")
     assert Hits.__struct_fields__ == ("ids", "distances", "payloads", "vectors", "scores", "groups")

@@ -18,7 +18,7 @@ from vecraft_data_model.errors import (
     StaleMapError,
     TimeoutException,
 )
-from vecraft_data_model.filters import parse_where
+from vecraft_data_model.filters import key_of, parse_where
 from vecraft_data_model.hlc import timestamp
 from vecraft_data_model.messages import (
     CHOOSE_SNAPSHOT,
@@ -32,6 +32,7 @@ from vecraft_data_model.messages import (
     Refused,
     Resolve,
     Scan,
+    Search,
     SearchReply,
     SetEf,
     Status,
@@ -450,3 +451,31 @@ def test_a_shard_fails_between_the_questions_of_a_search_for_groups(partial: boo
         assert ended.value.missing == (1,) and ended.value.hits[0].ids == ["r0"]
     else:
         assert isinstance(ended, ShardUnavailableError)
+
+
+@pytest.mark.parametrize("count", [1, 20])
+def test_one_round_asks_for_the_missing_members_of_all_queries(count: int) -> None:
+    """The shard that names the nearer group takes turns; the other may have more of it."""
+    bench, wanted = Workbench(2), SearchOptions(k=1, group_by="g", group_size=2)
+    flow = bench.router.search("things", vectors_of([f"q{n}" for n in range(count)]), wanted)
+    asked = [next(flow)]
+
+    def named(shard: int) -> SearchReply:
+        distances = [float(number % 2 != shard) for number in range(count)]
+        return SearchReply(1, [Hits([f"r{shard}"], [distance], [b""], groups=[shard]) for distance in distances])
+
+    def member(number: int) -> Hits:
+        return Hits([f"m{number}"], [2.0], [b""], groups=[number % 2])
+
+    asked.append(flow.send({0: named(0), 1: named(1)}))
+    others = {shard: [number for number in range(count) if number % 2 != shard] for shard in (0, 1)}
+    others = {shard: numbers for shard, numbers in others.items() if numbers}
+    with pytest.raises(StopIteration) as end:
+        flow.send({shard: SearchReply(1, list(map(member, numbers))) for shard, numbers in others.items()})
+    assert [hits.ids for hits in end.value.value.hits] == [[f"r{n % 2}", f"m{n}"] for n in range(count)]
+    first, second = asked
+    assert isinstance(first, Ask) and isinstance(second, Ask) and set(second.requests) == set(others)
+    for shard, request in second.requests.items():
+        assert isinstance(request, Search) and isinstance(first.requests[shard], Search)
+        assert request.members_of == (frozenset([key_of(1 - shard)]),) * len(others[shard])
+        np.testing.assert_array_equal(request.queries, first.requests[shard].queries[others[shard]])

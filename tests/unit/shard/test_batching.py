@@ -7,12 +7,13 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import numpy as np
 import pytest
 from shard_workbench import Bench, create, delete, put, vector_of
 
 from vecraft_data_model.errors import CollectionNotExistedException, InvalidDataException
-from vecraft_data_model.filters import parse_where
+from vecraft_data_model.filters import key_of, parse_where
 from vecraft_data_model.messages import (
     Committed,
     Count,
@@ -70,6 +71,20 @@ def test_each_answer_is_what_it_would_be_alone(bench: Bench) -> None:
             assert isinstance(one, CountReply)
             assert isinstance(other, CountReply)
             assert one.count == other.count
+
+
+def test_groups_that_are_named_are_answered_for_and_no_others(bench: Bench) -> None:
+    bench.commit(put("far", "near", value=2))
+
+    def members(*groups: int) -> Search:
+        asked = search("r1", k=1, group_by="v", group_size=2)
+        return msgspec.structs.replace(asked, members_of=(frozenset(map(key_of, groups)),))
+
+    nearest = bench.search(vector_of("r1"), k=2, where=parse_where({"v": 1}), exact=True)
+    others = bench.search(vector_of("r1"), k=2, where=parse_where({"v": 2}), exact=True)
+    one, two, both, neither = bench.batch(members(1), members(2), members(1, 2), members(3))
+    for reply, expected in ((one, nearest), (two, others), (both, [*nearest, *others]), (neither, [])):
+        assert isinstance(reply, SearchReply) and sorted(reply.hits[0].ids) == sorted(expected)
 
 
 def test_a_bad_query_harms_no_other(bench: Bench) -> None:
