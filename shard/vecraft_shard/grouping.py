@@ -41,9 +41,6 @@ from vecraft_shard.search_view import SearchView
 
 _SPARE: Final = 5
 """A list is so many times as long as what is wanted of it."""
-_DEEPER: Final = 2
-"""The first list is found by a walk at least so many times as deep as it takes to find k groups: the end of a list that
-is as long as its walk is deep is thin, and a group's nearest record may well stand there."""
 _LIST_MIN: Final = 32
 _LONGER: Final = 4
 
@@ -102,7 +99,8 @@ class _GroupSearch:
         options = msgspec.structs.replace(self._request.options, k=size, group_by=None, group_size=1)
         everything = self._candidates.count == self._view.rows
         where, where_document = (None, None) if everything else (self._where, options.where_document)
-        depth = max(options.ef or self._view.ef, _DEEPER * _SPARE * self._k)
+        # What is deep enough for k neighbours is too thin where the list goes on behind them.
+        depth = (options.ef or self._view.ef) + _SPARE * self._k
         options = msgspec.structs.replace(options, where=where, where_document=where_document, ef=depth)
         lists = self._searched(self._view, msgspec.structs.replace(self._request, options=options), threads)
         return [self._answer(query, first) for query, first in zip(self._request.queries, lists, strict=True)]
