@@ -10,6 +10,7 @@ import random
 from pathlib import Path
 
 from tests.simulation.disk import Crash, SimulatedDisk
+from tests.simulation.miniature import in_miniature
 from vecraft_data_model.errors import VecraftError
 from vecraft_shard.wal import Wal
 
@@ -31,6 +32,10 @@ class Log:
 
     def run(self) -> list[str]:
         """Live, and return what is wrong."""
+        with in_miniature():
+            return self._run()
+
+    def _run(self) -> list[str]:
         for epoch in range(1, LIVES + 1):
             self._left = self._rng.choice((4, 8, 16, 40))
             try:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import functools
 import gc
 import hashlib
-import logging
 import os
 import shutil
 import tempfile
@@ -18,6 +17,7 @@ from tests.simulation.clients import Client
 from tests.simulation.content import ACCOUNTS, LISTS, OPENING_BALANCE, list_of, opening, value_of
 from tests.simulation.dependencies import Dependencies
 from tests.simulation.history import Operation, Read
+from tests.simulation.miniature import in_miniature
 from tests.simulation.routers import SimulatedRouter, cluster_map
 from tests.simulation.shards import SimulatedShard
 from tests.simulation.truth import FOREVER, Truth
@@ -26,7 +26,6 @@ from vecraft_data_model.messages import RowsReply
 from vecraft_router import Flow, ReadOptions, Router
 from vecraft_router.results import Found
 
-logging.getLogger("vecraft_shard").setLevel(logging.CRITICAL)  # here a full disk is nothing to report
 HASH_SEED = "0"
 """Of the processes that simulate: sets of strings are walked in an order that depends on it."""
 COLLECT_EVERY = 20
@@ -58,6 +57,11 @@ class Result:
 
 def simulate(seed: int, *, trace: bool = False) -> Result:
     """Run one seed."""
+    with in_miniature():
+        return _simulated(seed, trace)
+
+
+def _simulated(seed: int, trace: bool) -> Result:
     folder = Path(tempfile.mkdtemp(prefix=f"{FOLDER}{os.getpid()}-", dir=workplace()))
     simulation = Simulation(World(seed, folder, trace=trace))
     try:

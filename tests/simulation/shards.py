@@ -13,10 +13,6 @@ from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from typing import Any
 
-import vecraft_shard.collection
-import vecraft_shard.short_cut
-import vecraft_shard.store
-import vecraft_shard.wal
 from tests.simulation.disk import Crash, SimulatedDisk
 from tests.simulation.history import Ledger
 from tests.simulation.promises import Promises, check_tail
@@ -67,16 +63,6 @@ class Stopwatch:
         self._looks += 1
         return self._looks / 8192
 
-
-# Files grow and are mapped anew all the time in production; here they would hardly ever, and be mostly room ahead.
-vecraft_shard.store.MIN_STEP_BYTES = 4096
-vecraft_shard.wal._FIRST_ZERO_AHEAD_BYTES = 2048
-# Likewise: collections grow by many slices of the indexer there, and by less than the first one here.
-vecraft_shard.collection._FIRST_SLICE_ROWS = 4
-# Likewise: thousands of rows, few of them fresh or dead, so that most searches need no plan.
-vecraft_shard.short_cut._ROWS_PER_STEP = 2
-vecraft_shard.short_cut._FRESH = 2
-vecraft_shard.short_cut._ALIVE = 0.25
 
 READ_LIKE = ReadRequest | Barrier | PinSnapshot | ReleaseSnapshot
 """What need not queue with the writes."""
