@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from benchmarks.data import K, recall, tenth_distances
-from benchmarks.filters import choose_filters
+from benchmarks.filters import bar_for, choose_filters
 from benchmarks.measure import Row, Sample, alternate, latencies, per_operation
 from benchmarks.search import MANY, build_reference, fill, tune_client, tune_reference
 from benchmarks.writes import disk_folder
@@ -28,7 +28,7 @@ def measure(data: WordNet, rounds: int) -> Iterator[Row]:
         fill(client, data)
         tune_client(data, client)
         yield _threads(client, data, rounds)
-        for each in choose_filters(data):
+        for each in choose_filters(data, bar_for):
             yield _one_filter(client, data, rounds, each.name, each.where)
     yield from _half(data, rounds)
 
